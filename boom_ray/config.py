@@ -1,0 +1,342 @@
+"""The recipe: the one YAML file that describes a run.
+
+A recipe is parsed, checked and frozen before torch or ray is imported, so that a typing error costs a second and
+not a cluster. Unknown keys are refused with the nearest valid one; ``${VAR}`` in paths is filled from the
+environment; ``dotted.key=value`` overrides are applied before the check.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+TaskType = Literal["retrieval", "reranking", "classification", "clustering", "sts"]
+TASK_TYPES: tuple[str, ...] = get_args(TaskType)
+Pooling = Literal["mean", "cls", "lasttoken"]
+Weights = Literal["searched", "ratio", "uniform"]
+
+
+class BoomError(Exception):
+    """A mistake of the user or of the data: one readable message that says what to do next, never a traceback."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BuildBase(_Frozen):
+    """An encoder built from a config, with a tokenizer trained on the corpus: nothing is downloaded."""
+
+    layers: int = Field(3, ge=1)
+    hidden: int = Field(128, ge=8)
+    heads: int = Field(4, ge=1)
+    vocab: int = Field(8000, ge=300, description="tokens of the WordPiece vocabulary trained on the corpus")
+    warm_steps: int = Field(60, ge=0, description="contrastive steps before members split off: they merge only from a common point")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the warm-up")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> BuildBase:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+        return self
+
+
+class Base(_Frozen):
+    """The checkpoint that all members start from: a Hugging Face name, a local directory, or one that is built."""
+
+    model: str | None = Field(None, description="Hugging Face name or local directory")
+    revision: str | None = Field(None, description="commit or tag of a Hugging Face name")
+    build: BuildBase | None = None
+    pooling: Pooling | None = Field(None, description="default: what the directory's 1_Pooling says, else mean")
+    max_tokens: int = Field(128, ge=4, le=131072, description="longer texts are cut, special tokens included")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Base:
+        if (self.model is None) == (self.build is None):
+            raise ValueError("give exactly one of 'model' (a Hugging Face name or a directory) and 'build'")
+        return self
+
+
+class Columns(_Frozen):
+    """Names of the columns in the source files."""
+
+    query: str = "query"
+    pos: str = "pos"
+    neg: str = "neg"
+    score: str = "score"
+
+
+class Instruction(_Frozen):
+    """Text put before every query and every passage of a dataset."""
+
+    query: str = ""
+    passage: str = ""
+
+
+class FilesSource(_Frozen):
+    """Rows from jsonl, jsonl.gz or parquet files: a file, a folder or a glob."""
+
+    source: Literal["files"] = "files"
+    path: str
+    name: str | None = Field(None, description="dataset name; default: the row's 'dataset' field, else the file's stem")
+    task_type: TaskType | None = Field(None, description="default: the row's 'task_type' field")
+    columns: Columns = Columns()
+    instruction: Instruction = Instruction()
+
+
+class PythonEnvironmentSource(_Frozen):
+    """Functions of the standard library and of installed distributions, read with ast: nothing is imported."""
+
+    source: Literal["python_environment"]
+    max_functions: int = Field(12000, ge=100, description="functions with a docstring that are read, spread over packages")
+    max_per_package: int = Field(900, ge=10)
+    hard_negatives: int = Field(3, ge=0, description="other functions of the same module per row")
+    held_out_functions: float = Field(0.08, gt=0, lt=0.5, description="share of qualified names kept for in-domain evaluation")
+    held_out_packages: float = Field(0.1, gt=0, lt=0.5, description="share of packages kept whole for out-of-domain evaluation")
+    eval_queries: int = Field(300, ge=10, description="queries of each retrieval evaluation set")
+    eval_documents: int = Field(1000, ge=20, description="documents of each retrieval evaluation set")
+
+
+Source = Annotated[FilesSource | PythonEnvironmentSource, Field(discriminator="source")]
+
+
+class Dev(_Frozen):
+    """Rows in no bag, hash-chosen per dataset, in two halves: A to search on, B to report."""
+
+    fraction: float = Field(0.02, gt=0, lt=0.5)
+    min_rows: int = Field(50, ge=2)
+
+
+class Corpus(_Frozen):
+    datasets: tuple[Source, ...] = Field(min_length=1)
+    max_bad_fraction: float = Field(0.0, ge=0, le=1, description="bad rows are quarantined; more than this share stops the run")
+    max_rows_per_dataset: int | None = Field(None, ge=1, description="hash-chosen cap, the same rows whatever the order of files")
+    dev: Dev = Dev()
+
+    @field_validator("datasets", mode="before")
+    @classmethod
+    def _default_source(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [{"source": "files", **d} if isinstance(d, dict) else d for d in value]
+        return value
+
+
+class Bags(_Frozen):
+    """One member per ratio: the share of every dataset that it sees, drawn without replacement."""
+
+    ratios: tuple[float, ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    nested: bool = Field(False, description="true: a smaller bag lies inside a larger one; false: independent draws")
+
+    @field_validator("ratios")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for ratio in value:
+            if not 0 < ratio <= 1:
+                raise ValueError(f"a ratio is a share of each dataset, above 0 and at most 1; got {ratio}")
+        return value
+
+
+class Train(_Frozen):
+    """One member's training. The defaults are the paper's 0.6B settings (arXiv 2602.05787)."""
+
+    schedule: Literal["batch_shuffle"] = "batch_shuffle"
+    batch_size: int = Field(256, ge=2, description="rows of one global step, whatever the number of workers")
+    epochs: int = Field(1, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the learning-rate decay fits itself to it")
+    tail: Literal["keep", "drop"] = Field("keep", description="a dataset's last incomplete batch; the paper drops it")
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    temperature: float = Field(0.02, gt=0)
+    hard_negatives: int = Field(7, ge=0, description="negatives drawn per row and epoch")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2] = 1
+    chunk_tokens: int = Field(16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens")
+    gradient_checkpointing: bool = False
+
+
+class Resources(_Frozen):
+    """What one training worker takes. A member's width (its number of workers) is planned, then frozen."""
+
+    cpus_per_worker: int = Field(1, ge=1, description="also the number of torch threads")
+    gpus_per_worker: float | None = Field(None, ge=0, le=1, description="default: 1 where the cluster has GPUs, else 0")
+    max_width: int = Field(8, ge=1, description="workers of one member at most")
+    max_concurrent: int | None = Field(None, ge=1, description="members at once; default: as many as fit")
+
+
+class Merge(_Frozen):
+    method: str = Field("multislerp", description="a merge method in the span of the members: see docs/merging.md")
+    task_vectors: bool = Field(False, description="true: merge member minus base; false: raw weights, as BOOM does")
+    weights: Weights = Field("searched", description="which merge is published; all three stand in the table")
+    shard_size: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s?[KMG]?B$")
+
+
+class Search(_Frozen):
+    """Merge weights and scale, by Optuna's TPE through Ray Tune, on dev half A."""
+
+    trials: int = Field(24, ge=1)
+    round: int = Field(4, ge=1, description="trials asked and told together, so that no result depends on which ends first")
+    scale: tuple[float, float] = Field((0.7, 1.4), description="bounds of the factor on the merged task vector")
+    max_rows: int = Field(200, ge=2, description="dev rows per dataset in the objective")
+    actors: int = Field(2, ge=1, description="trials at once; each actor keeps the members resident")
+
+    @field_validator("scale")
+    @classmethod
+    def _bounds(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"scale is [low, high] with 0 < low <= high; got {list(value)}")
+        return value
+
+
+class Evaluate(_Frozen):
+    sets: tuple[str, ...] = Field((), description="folders of evaluation sets (see docs/data.md)")
+    cap: int | None = Field(None, ge=10, description="texts per set at most, the same for all models; default: whole sets")
+    chunk_tokens: int = Field(16384, ge=64)
+    members: bool = Field(True, description="score every member, not only base and merges")
+
+
+class Recipe(_Frozen):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    seed: int = Field(17, ge=0, lt=2**31)
+    base: Base
+    corpus: Corpus
+    bags: Bags = Bags()
+    train: Train = Train()
+    resources: Resources = Resources()
+    merge: Merge = Merge()
+    search: Search = Search()
+    evaluate: Evaluate = Evaluate()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe file and apply ``dotted.key=value`` overrides.
+
+    Raises:
+        BoomError: a missing file, bad YAML, an unknown key (with the nearest valid one), a wrong value, or an
+            unset ``${VAR}``.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise BoomError(f"recipe {file} does not exist. Recipes that come with boom_ray are in jobs/recipes/.")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BoomError(f"recipe {file} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise BoomError(f"recipe {file} must be a mapping with the keys {', '.join(Recipe.model_fields)}.")
+    for override in overrides:
+        _apply_override(raw, override)
+    return parse_recipe(_fill_environment(raw), origin=str(file))
+
+
+def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Check a plain mapping and freeze it; errors name the key and the nearest valid one."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise BoomError(f"{origin}: " + "\n  ".join(_explain(e, raw) for e in error.errors())) from None
+
+
+def _explain(error: Any, raw: Any) -> str:
+    loc = tuple(p for p in error["loc"] if p not in ("files", "python_environment"))
+    dotted = ".".join(str(p) for p in loc)
+    if error["type"] == "extra_forbidden":
+        known = _valid_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys here: {', '.join(known)}."
+        return f"unknown key '{dotted}': {hint}"
+    if error["type"] == "missing":
+        return f"key '{dotted}' is missing."
+    given = error.get("input")
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    return f"key '{dotted}': {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _valid_keys(loc: tuple[str | int, ...]) -> list[str]:
+    """The keys of the recipe's section at ``loc``, walked through the models' annotations."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        tagged = [m for m in models if part in _tags(m)]
+        if tagged:
+            models = tagged
+            continue
+        fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [m for annotation in fields for m in _models_in(annotation)]
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    field = model.model_fields.get("source")
+    return get_args(field.annotation) if field else ()
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in get_args(annotation) for m in _models_in(arg)]
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise BoomError(f"--set {override!r}: expected dotted.key=value, for example train.epochs=2.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BoomError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 5e-5 as text; people mean a number
+    *parents, last = key.strip().split(".")
+    node: Any = raw
+    for part in parents:
+        if isinstance(node, list):
+            node = node[_index(part, node, override)]
+        else:
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        if not isinstance(node, dict | list):
+            raise BoomError(f"--set {override!r}: '{part}' is a value, it has no keys.")
+    if isinstance(node, list):
+        node[_index(last, node, override)] = value
+    else:
+        node[last] = value
+
+
+def _index(part: str, node: list[Any], override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise BoomError(f"--set {override!r}: '{part}' must be an index from 0 to {len(node) - 1}.")
+    return int(part)
+
+
+def _fill_environment(node: Any, where: str = "") -> Any:
+    if isinstance(node, dict):
+        return {k: _fill_environment(v, f"{where}.{k}" if where else str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [_fill_environment(v, f"{where}.{i}") for i, v in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+
+    def fill(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not os.environ.get(name):
+            raise BoomError(
+                f"key '{where}' uses ${{{name}}}, but the environment variable {name} is not set. "
+                f"Set it, or give the value with --set {where}=..."
+            )
+        return os.environ[name]
+
+    return re.sub(r"\$\{(\w+)\}", fill, node)
