@@ -1,0 +1,274 @@
+"""The report page: one self-contained HTML file, the answer first. No script, no request to anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
+from boom_ray.report.figures import FIGURES
+from boom_ray.report.layout import duration, percent
+from boom_ray.report.redact import scrub
+from boom_ray.report.style import STYLE
+from boom_ray.report.tables import (
+    DOMAINS,
+    ScoreRow,
+    best_model,
+    domain_mean,
+    format_dev,
+    format_points,
+    headline,
+    score_table,
+    sets_of,
+    verdict,
+)
+
+Summary = Mapping[str, Any]
+_THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
+
+
+def write_page(summary: Summary) -> str:
+    """The whole report as HTML text; every word of the run is escaped."""
+    summary = scrub(summary)
+    name = escape(str(summary["name"]))
+    sections = [
+        _header(summary),
+        _figures(summary),
+        _section("Scores, set by set", _per_set(summary)),
+        _section("Corpus", _corpus(summary)),
+        _section("Members", _members(summary)),
+        _section("Loading the model", _loading(summary)),
+        _section("Recipe", f"<details><summary>as it was run</summary>{_pre(summary['recipe_yaml'])}</details>"),
+        _section("Made with", _versions(summary)),
+    ]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name} · boom_ray report</title>\n"
+        f'<link rel="icon" href="data:,">\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        + "\n".join(section for section in sections if section)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
+
+
+def _pre(text: str) -> str:
+    return f"<pre>{escape(text.strip())}</pre>"
+
+
+def _header(summary: Summary) -> str:
+    ended = datetime.fromtimestamp(summary["finished"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    answer = escape(headline(summary)).replace("-", "\N{NON-BREAKING HYPHEN}")
+    lines = "".join(f"<li>{escape(line)}</li>" for line in verdict(summary))
+    return (
+        f'<header>\n<p class="name">boom_ray · {escape(str(summary["name"]))} · {ended}</p>\n'
+        f"<h1>{answer}</h1>\n{_means(summary)}\n"
+        f'<ul class="verdict">{lines}</ul>\n{_facts(summary)}\n</header>'
+    )
+
+
+def _facts(summary: Summary) -> str:
+    members, hardware = summary["members"], summary["hardware"]
+    wall = sum(s["finished"] - s["started"] for s in summary["stages"] if s.get("finished"))
+    devices = sum(s.get("device_seconds") or 0 for s in summary["stages"])
+    machine = f"{hardware.get('gpus') or 0} GPUs" if hardware.get("gpus") else f"{hardware.get('cpus', '-')} CPUs"
+    facts = {
+        "members": str(len(members)),
+        "at once, at most": str(most_at_once(members)) if members else "-",
+        "corpus rows": f"{sum(d['rows'] for d in summary['corpus']):,}",
+        "stages, added up": duration(wall),
+        "device time": duration(devices),
+        "hardware": f"{machine}, {hardware.get('memory_gib', 0):.0f} GiB",
+    }
+    return f'<dl class="facts">{"".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())}</dl>'
+
+
+def most_at_once(members: Sequence[Mapping[str, Any]]) -> int:
+    """The largest number of members that trained at the same moment."""
+    spans = [(m["started"], m["finished"]) for m in members if m.get("finished")]
+    return max((sum(a <= start < b for a, b in spans) for start, _ in spans), default=0)
+
+
+def _means(summary: Summary) -> str:
+    rows = score_table(summary)
+    best = {domain: (best_model(rows, domain) or ("", 0.0))[0] for domain in DOMAINS}
+    groups = "".join(f'<th class="group" colspan="3">{label.capitalize()}</th>' for label in DOMAINS.values())
+    head = '<th class="group">mean</th><th>to base</th><th>to members</th>' * len(DOMAINS)
+    body = "\n".join(_means_row(row, best, summary.get("chosen")) for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr><th></th>{groups}<th class="group">Dev half B</th></tr>\n'
+        f'<tr><th>Model</th>{head}<th class="group">loss / base</th></tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _means_row(row: ScoreRow, best: Mapping[str, str], chosen: str | None) -> str:
+    cells = ""
+    for domain, mean, to_base, to_members in (
+        ("in_domain", row.id_mean, row.id_to_base, row.id_to_members),
+        ("out_of_domain", row.ood_mean, row.ood_to_base, row.ood_to_members),
+    ):
+        mark = "group best" if best[domain] == row.model else "group"
+        cells += f'<td class="{mark}">{format_points(mean)}</td>'
+        cells += _delta(to_base, row.kind != "base") + _delta(to_members, row.kind == "merge")
+    mine = row.model == chosen
+    name = escape(row.model) + (' <span class="tag">published</span>' if mine else "")
+    cells += f'<td class="group">{format_dev(row.dev_b)}</td>'
+    return f"<tr{' class=chosen' if mine else ''}><th>{name}</th>{cells}</tr>"
+
+
+def _delta(value: float | None, matters: bool) -> str:
+    """A difference; bad news is marked where it matters: below base, or a merge below the members' mean."""
+    tone = "quiet" if not matters or value is None else "down" if value < -0.005 else ""
+    return (
+        f'<td class="{tone}">{format_points(value, sign=True)}</td>'
+        if tone
+        else f"<td>{format_points(value, True)}</td>"
+    )
+
+
+def _figures(summary: Summary) -> str:
+    shown = []
+    captions = _captions(summary)
+    for name, draw in FIGURES.items():
+        title, caption = captions[name]
+        figure = draw(summary)
+        if figure is not None:
+            text = f"<figcaption><b>{escape(title)}</b><span>{escape(caption)}</span></figcaption>"
+            shown.append(f"<figure>{text}{inline_svg(to_svg(figure), name, title)}</figure>")
+    return f'<h2>How it went</h2>\n<div class="figures">\n{chr(10).join(shown)}\n</div>' if shown else ""
+
+
+def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
+    at_once = most_at_once(summary["members"])
+    return {
+        "scatter": (
+            "Scores of base, members and merges",
+            "Right and up is better; dotted lines pass through the base.",
+        ),
+        "timeline": ("Timeline", f"At most {at_once} member{'s' * (at_once != 1)} trained at the same moment."),
+        "gains": (
+            "Gain over base, set by set",
+            "Right of the line is better than base; in-domain above the dotted line.",
+        ),
+        "losses": ("Loss of the members", "Thin as measured, thick smoothed; a larger bag takes more steps."),
+        "cost": ("Cost of every stage", "Wall time multiplied by the CPUs or GPUs held."),
+        "weights": ("Merge weights", "The share of each member: by bag ratio, even, and as the search found it."),
+        "search": ("Search of weights and scale", "Objective on dev half A, never on a reported set."),
+        "cosine": (
+            "Do the members agree?",
+            "Cosine of their task vectors, member minus base; 1 is the same direction.",
+        ),
+    }
+
+
+def inline_svg(svg: bytes, prefix: str, title: str) -> str:
+    """An SVG file as an element of the page: unique ids, neutral colours bound to the theme, a name for readers."""
+    text = re.sub(r"^.*?(?=<svg)", "", svg.decode(), flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    for colour, variable in _THEME.items():
+        text = re.sub(colour, f"var({variable})", text, flags=re.IGNORECASE)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], foot: Sequence[Any] | None = None, text: int = 1) -> str:
+    """A plain table; the first ``text`` columns are words, the others numbers."""
+
+    def line(cells: Sequence[Any], tag: str = "td") -> str:
+        mark = [' class="text"' if i < text else "" for i in range(len(cells))]
+        return (
+            "<tr>"
+            + "".join(f"<{tag}{m}>{escape(_shown(c))}</{tag}>" for m, c in zip(mark, cells, strict=True))
+            + "</tr>"
+        )
+
+    body = "\n".join(line(row) for row in rows)
+    end = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
+    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>\n{body}\n</tbody>{end}</table></div>'
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _per_set(summary: Summary) -> str:
+    models = summary["models"]
+    tables = []
+    for domain, label in DOMAINS.items():
+        sets = sets_of(summary, domain)
+        if not sets:
+            continue
+        head = [label.capitalize(), "task", "metric"] + [m["name"] for m in models]
+        rows = [
+            [s["name"], s["task_type"], s.get("metric")]
+            + [_points((m.get("scores") or {}).get(s["name"])) for m in models]
+            for s in sets
+        ]
+        foot = ["mean", "", ""] + [format_points(domain_mean(summary, m, domain)) for m in models]
+        tables.append(_table(head, rows, foot, text=3).replace("<table>", '<table class="tight">', 1))
+    note = '<p class="muted">Main score of each set in points; a mean needs every set.</p>'
+    return note + "\n<br>\n".join(tables) if tables else ""
+
+
+def _points(score: float | None) -> str:
+    return format_points(None if score is None else 100 * score)
+
+
+def _corpus(summary: Summary) -> str:
+    columns: dict[str, str] = {
+        "rows_in": "rows read", "rejected": "rejected", "duplicates": "duplicates",
+        "decontaminated": "in evaluation", "capped": "over the cap", "rows": "kept", "dev_a": "dev A", "dev_b": "dev B",
+    }  # fmt: skip
+    data = summary["corpus"]
+    if not data:
+        return ""
+    rows = [[d["name"], d["task_type"]] + [d.get(key) for key in columns] for d in data]
+    total = ["all", ""] + [sum(d.get(key) or 0 for d in data) for key in columns]
+    note = '<p class="muted">Dev rows are kept rows that no bag holds: A to search on, B to report.</p>'
+    return note + _table(["Dataset", "task", *columns.values()], rows, total if len(data) > 1 else None, text=2)
+
+
+def _members(summary: Summary) -> str:
+    columns: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "Member": lambda m: m["name"],
+        "identity": lambda m: str(m["identity"])[:16],
+        "ratio": lambda m: percent(m["ratio"]),
+        "seed": lambda m: str(m["seed"]),
+        "rows": lambda m: m["rows"],
+        "steps": lambda m: m["steps"],
+        "workers × threads": lambda m: f"{m['width']} × {m['threads']}",
+        "device time": lambda m: duration(m["device_seconds"]),
+        "texts": lambda m: m["texts"],
+        "tokens": lambda m: m["tokens"],
+    }
+    bags = [d["name"] for d in summary["corpus"]]
+    rows = [
+        [cell(m) for cell in columns.values()] + [m["per_dataset"].get(b) for b in bags] for m in summary["members"]
+    ]
+    return _table([*columns, *(f"in bag: {bag}" for bag in bags)], rows, text=2) if rows else ""
+
+
+def _loading(summary: Summary) -> str:
+    if not summary.get("published"):
+        return ""
+    path = str(summary["published"])
+    code = (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f"model = SentenceTransformer({path!r})\n"
+        'vectors = model.encode(["first text", "second text"])\n'
+        "print(model.similarity(vectors, vectors))"
+    )
+    return f"<p>Published at <code>{escape(path)}</code>; its README.md is the model card.</p>{_pre(code)}"
+
+
+def _versions(summary: Summary) -> str:
+    shown = " · ".join(f"{escape(str(k))} {escape(str(v))}" for k, v in summary["versions"].items())
+    return f'<p class="muted">{shown}</p>' if shown else ""

@@ -1,0 +1,239 @@
+"""Scores as tables: means per domain, differences in points, and plain sentences that say who won.
+
+A point is a hundredth of a main score. A mean is shown only for a model that has a score on every set of the domain:
+a mean over fewer sets would not be comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Summary = Mapping[str, Any]
+DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One model. Means and differences in points (0..100); ``dev_b`` relative to base, lower is better."""
+
+    model: str
+    kind: str
+    id_mean: float | None
+    ood_mean: float | None
+    id_to_base: float | None
+    ood_to_base: float | None
+    id_to_members: float | None
+    ood_to_members: float | None
+    dev_b: float | None
+
+    @property
+    def marker(self) -> str:
+        """What the model is drawn as: its own name for merges, else its kind."""
+        return self.model if self.kind == "merge" else self.kind
+
+
+def sets_of(summary: Summary, domain: str) -> list[dict[str, Any]]:
+    """The evaluation sets of ``in_domain`` or ``out_of_domain``."""
+    return [s for s in summary.get("sets") or [] if s["domain"] == domain]
+
+
+def domain_mean(summary: Summary, model: Mapping[str, Any], domain: str) -> float | None:
+    """Mean score of a model in points, or None where there is no set or a score is missing."""
+    names = [s["name"] for s in sets_of(summary, domain)]
+    scores = [(model.get("scores") or {}).get(name) for name in names]
+    known = [score for score in scores if score is not None]
+    return 100 * sum(known) / len(known) if known and len(known) == len(scores) else None
+
+
+def members_mean(summary: Summary, domain: str) -> float | None:
+    """Mean of the members' means, or None where a member has none."""
+    means = [domain_mean(summary, m, domain) for m in summary["models"] if m["kind"] == "member"]
+    known = [mean for mean in means if mean is not None]
+    return sum(known) / len(known) if known and len(known) == len(means) else None
+
+
+def score_table(summary: Summary) -> list[ScoreRow]:
+    """One row per model, in the order of the summary."""
+    base: Mapping[str, Any] = next((m for m in summary["models"] if m["kind"] == "base"), {})
+    reference = {domain: domain_mean(summary, base, domain) for domain in DOMAINS}
+    members = {domain: members_mean(summary, domain) for domain in DOMAINS}
+    rows = []
+    for model in summary["models"]:
+        mean = {domain: domain_mean(summary, model, domain) for domain in DOMAINS}
+        to_base = {d: None if model["kind"] == "base" else _minus(mean[d], reference[d]) for d in DOMAINS}
+        to_members = {d: _minus(mean[d], members[d]) for d in DOMAINS}
+        rows.append(
+            ScoreRow(
+                model=model["name"],
+                kind=model["kind"],
+                id_mean=mean["in_domain"],
+                ood_mean=mean["out_of_domain"],
+                id_to_base=to_base["in_domain"],
+                ood_to_base=to_base["out_of_domain"],
+                id_to_members=to_members["in_domain"],
+                ood_to_members=to_members["out_of_domain"],
+                dev_b=model.get("dev_b"),
+            )
+        )
+    return rows
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def best_model(rows: Sequence[ScoreRow], domain: str) -> tuple[str, float] | None:
+    """Name and mean of the best model of a domain; of equals, the first."""
+    means = [(row.id_mean if domain == "in_domain" else row.ood_mean, row.model) for row in rows]
+    known = [(mean, name) for mean, name in means if mean is not None]
+    if not known:
+        return None
+    mean, name = max(known, key=lambda pair: pair[0])
+    return name, mean
+
+
+def headline(summary: Summary) -> str:
+    """The answer in one sentence: what was published and what it is worth against base and members."""
+    chosen = summary.get("chosen") or "no model"
+    row = next((r for r in score_table(summary) if r.model == chosen), None)
+    parts = []
+    for label, mean, base, members in _domains(row):
+        if mean is not None:
+            against = [f"{delta:+.1f} to {who}" for delta, who in ((base, "base"), (members, "the members' mean"))
+                       if delta is not None]  # fmt: skip
+            parts.append(f"{mean:.1f} points {label}" + (f" ({', '.join(against)})" if against else ""))
+    return f"{chosen} was published: {', '.join(parts) if parts else 'it has no complete scores'}."
+
+
+def _domains(row: ScoreRow | None) -> list[tuple[str, float | None, float | None, float | None]]:
+    if row is None:
+        return []
+    return [
+        ("in-domain", row.id_mean, row.id_to_base, row.id_to_members),
+        ("out-of-domain", row.ood_mean, row.ood_to_base, row.ood_to_members),
+    ]
+
+
+def verdict(summary: Summary) -> list[str]:
+    """Plain sentences: which is best, whether every member beats base, whether the merge holds the members' mean."""
+    rows = score_table(summary)
+    lines = [_best_sentence(rows, domain, summary) for domain in DOMAINS if sets_of(summary, domain)]
+    lines += [_members_sentence(rows), _merge_sentence(rows, summary.get("chosen"))]
+    if any(row.id_mean is not None or row.ood_mean is not None for row in rows):
+        lines.append("Differences are of means over the sets, from one run and without confidence intervals.")
+    return [line for line in lines if line]
+
+
+def _best_sentence(rows: Sequence[ScoreRow], domain: str, summary: Summary) -> str:
+    best = best_model(rows, domain)
+    if best is None:
+        return f"Best {DOMAINS[domain]}: unknown, no model has a score on every set."
+    published = " (published)" if best[0] == summary.get("chosen") else ""
+    return f"Best {DOMAINS[domain]}: {best[0]}{published} with {best[1]:.2f} points."
+
+
+def _members_sentence(rows: Sequence[ScoreRow]) -> str:
+    members = [row for row in rows if row.kind == "member"]
+    known = [row for row in members if row.id_to_base is not None]
+    if not members or len(known) < len(members):
+        return "Whether every member beats base in-domain is unknown: scores are missing." if members else ""
+    behind = [row.model for row in known if row.id_to_base is not None and row.id_to_base <= 0]
+    if behind:
+        return f"Not every member beats base in-domain: {', '.join(behind)} {'does' if len(behind) == 1 else 'do'} not."
+    return "The member beats base in-domain." if len(members) == 1 else "Every member beats base in-domain."
+
+
+def _merge_sentence(rows: Sequence[ScoreRow], chosen: str | None) -> str:
+    row = next((r for r in rows if r.model == chosen and r.kind == "merge"), None)
+    if row is None or sum(r.kind == "member" for r in rows) < 2:
+        return ""
+    parts = []
+    for label, _, _, delta in _domains(row):
+        if delta is not None:
+            # half a hundredth of a point is below what the table shows
+            word = "at least as good" if delta > -0.005 else "worse"
+            parts.append(f"{label} {word} ({delta:+.2f})")
+    if not parts:
+        return f"Whether {row.model} is at least the members' mean is unknown: scores are missing."
+    return f"{row.model} against the members' mean: {', '.join(parts)}."
+
+
+def best_trial(search: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The trial whose number is ``best``, or None where no trial has a value."""
+    trials = [t for t in (search or {}).get("trials") or [] if t.get("value") is not None]
+    return next((t for t in trials if t["number"] == (search or {}).get("best")), trials[0] if trials else None)
+
+
+def lower_is_better(search: Mapping[str, Any]) -> bool:
+    """The direction of the objective, read off the best trial."""
+    best = best_trial(search)
+    values = [t["value"] for t in search["trials"] if t.get("value") is not None]
+    return best is not None and best["value"] <= min(values)
+
+
+def format_points(value: float | None, sign: bool = False) -> str:
+    """Two decimals, with a sign for differences; '-' where unknown."""
+    return "-" if value is None else f"{value:+.2f}" if sign else f"{value:.2f}"
+
+
+def format_dev(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def format_tables(summary: Summary) -> str:
+    """All scores as plain text for the terminal: means, each domain set by set, then the verdict."""
+    blocks = [_means_text(summary)]
+    blocks += [_domain_text(summary, domain) for domain in DOMAINS if sets_of(summary, domain)]
+    blocks.append("\n".join(verdict(summary)))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _means_text(summary: Summary) -> str:
+    head = [["", "ID", "vs", "vs", "OOD", "vs", "vs", "dev B"],
+            ["model", "mean", "base", "members", "mean", "base", "members", "/ base"]]  # fmt: skip
+    body = [
+        [_starred(row.model, summary)]
+        + [format_points(row.id_mean), format_points(row.id_to_base, True), format_points(row.id_to_members, True)]
+        + [format_points(row.ood_mean), format_points(row.ood_to_base, True), format_points(row.ood_to_members, True)]
+        + [format_dev(row.dev_b)]
+        for row in score_table(summary)
+    ]
+    return "Means in points (* published)\n" + _grid(head, body)
+
+
+def _domain_text(summary: Summary, domain: str) -> str:
+    models, sets = summary["models"], sets_of(summary, domain)
+    halves = [_starred(m["name"], summary).rpartition("-") for m in models]
+    head = [["", ""] + [first + dash for first, dash, _ in halves], ["set", "metric"] + [last for *_, last in halves]]
+    body = [
+        [s["name"], s.get("metric") or "-"] + [format_points(_score(m, s["name"])) for m in models]  # in points
+        for s in sets
+    ]
+    body.append(["mean", ""] + [format_points(domain_mean(summary, m, domain)) for m in models])
+    title = f"{DOMAINS[domain].capitalize()}, {len(sets)} {'set' if len(sets) == 1 else 'sets'}, points"
+    return f"{title}\n{_grid(head, body, left=2, last_apart=True)}"
+
+
+def _score(model: Mapping[str, Any], name: str) -> float | None:
+    score = (model.get("scores") or {}).get(name)
+    return None if score is None else 100 * score
+
+
+def _starred(name: str, summary: Summary) -> str:
+    return f"{name}*" if name == summary.get("chosen") else name
+
+
+def _grid(head: list[list[str]], body: list[list[str]], left: int = 1, last_apart: bool = False) -> str:
+    widths = [max(len(row[i]) for row in head + body) for i in range(len(head[0]))]
+    rule = "  ".join("-" * width for width in widths)
+
+    def line(row: list[str]) -> str:
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    lines = [line(row) for row in head] + [rule] + [line(row) for row in body]
+    if last_apart:
+        lines.insert(-1, rule)
+    return "\n".join(lines)

@@ -1,0 +1,136 @@
+"""Means, differences and sentences, checked against numbers computed by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from report_example import example
+
+from boom_ray.report.tables import best_trial, format_tables, headline, lower_is_better, score_table, verdict
+
+
+def small() -> dict:
+    """Two members, one merge, two in-domain sets and one out-of-domain set, with round scores."""
+    summary = example(ratios=(0.5, 1.0))
+    summary["sets"] = [
+        {"name": "a", "task_type": "sts", "domain": "in_domain", "metric": "cosine_spearman", "language": "eng-Latn"},
+        {"name": "b", "task_type": "sts", "domain": "in_domain", "metric": "cosine_spearman", "language": "eng-Latn"},
+        {
+            "name": "c",
+            "task_type": "sts",
+            "domain": "out_of_domain",
+            "metric": "cosine_spearman",
+            "language": "eng-Latn",
+        },
+    ]
+    scores = {
+        "base": (0.4, 0.5, 0.6),
+        "member-0": (0.5, 0.6, 0.6),
+        "member-1": (0.6, 0.7, 0.5),
+        "merge-ratio": (0.6, 0.65, 0.58),
+    }
+    summary["models"] = [
+        {**m, "scores": dict(zip("abc", scores[m["name"]], strict=True))}
+        for m in summary["models"]
+        if m["name"] in scores
+    ]
+    summary["chosen"] = "merge-ratio"
+    return summary
+
+
+def row_of(summary: dict, name: str):
+    return next(row for row in score_table(summary) if row.model == name)
+
+
+def test_means_and_differences_by_hand():
+    row = row_of(small(), "merge-ratio")
+    assert row.id_mean == pytest.approx(62.5)
+    assert row.id_to_base == pytest.approx(17.5)
+    assert row.id_to_members == pytest.approx(62.5 - (55 + 65) / 2)
+    assert row.ood_mean == pytest.approx(58.0)
+    assert row.ood_to_base == pytest.approx(-2.0)
+    assert row.ood_to_members == pytest.approx(58 - 55)
+    base = row_of(small(), "base")
+    assert base.id_to_base is None
+    assert base.id_to_members == pytest.approx(-15)
+
+
+def test_missing_score_leaves_no_mean_and_no_comparison():
+    summary = small()
+    del summary["models"][1]["scores"]["b"]
+    member, merge = row_of(summary, "member-0"), row_of(summary, "merge-ratio")
+    assert (member.id_mean, member.id_to_base) == (None, None)
+    assert member.ood_mean == pytest.approx(60)
+    assert merge.id_to_members is None, "the members' mean needs every member"
+    assert merge.id_to_base == pytest.approx(17.5)
+    assert any("unknown" in line for line in verdict(summary))
+    assert " - " in format_tables(summary) or "  -" in format_tables(summary)
+
+
+def test_verdict_says_who_loses():
+    summary = small()
+    text = "\n".join(verdict(summary))
+    assert "Best in-domain: member-1 with 65.00 points." in text
+    assert "Best out-of-domain: base with 60.00 points." in text
+    assert "Every member beats base in-domain." in text
+    assert (
+        "merge-ratio against the members' mean: in-domain at least as good (+2.50), "
+        "out-of-domain at least as good (+3.00)." in text
+    )
+    summary["models"][1]["scores"] = {"a": 0.4, "b": 0.5, "c": 0.9}
+    text = "\n".join(verdict(summary))
+    assert "Not every member beats base in-domain: member-0 does not." in text, "equal is not better"
+    assert "out-of-domain worse (-12.00)" in text
+
+
+def test_headline_is_one_sentence_about_what_was_published():
+    assert headline(small()) == (
+        "merge-ratio was published: 62.5 points in-domain (+17.5 to base, +2.5 to the members' mean), "
+        "58.0 points out-of-domain (-2.0 to base, +3.0 to the members' mean)."
+    )
+
+
+def test_terminal_text_names_every_set_and_marks_the_published_model():
+    text = format_tables(example())
+    for name in ("python_functions", "python_modules_ood", "merge-", "searched*", "Out-of-domain, 2 sets"):
+        assert name in text
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.endswith("\n")
+
+
+def test_no_out_of_domain_sets():
+    text = format_tables(example(ood=False))
+    assert "Out-of-domain" not in text
+    assert row_of(example(ood=False), "base").ood_mean is None
+
+
+def test_single_member_is_not_compared_with_itself():
+    text = "\n".join(verdict(example(ratios=(1.0,))))
+    assert "The member beats base in-domain." in text
+    assert "members' mean" not in text
+
+
+def test_members_without_scores():
+    summary = example()
+    for model in summary["models"]:
+        if model["kind"] == "member":
+            model["scores"] = {}
+    assert row_of(summary, "merge-ratio").id_to_members is None
+    assert "Whether every member beats base in-domain is unknown" in format_tables(summary)
+
+
+def test_best_trial_and_direction_follow_from_the_number():
+    search = {"objective": "x", "best": 1, "trials": [{"number": 0, "value": 0.9}, {"number": 1, "value": 0.8}]}
+    assert best_trial(search)["number"] == 1
+    assert lower_is_better(search)
+    assert not lower_is_better({**search, "best": 0})
+    assert best_trial({"trials": [], "best": 0}) is None
+    assert best_trial(None) is None
+
+
+def test_tables_leave_the_summary_alone():
+    summary = example()
+    before = copy.deepcopy(summary)
+    format_tables(summary)
+    assert summary == before
