@@ -37,7 +37,9 @@ class BuildBase(_Frozen):
     hidden: int = Field(128, ge=8)
     heads: int = Field(4, ge=1)
     vocab: int = Field(8000, ge=300, description="tokens of the WordPiece vocabulary trained on the corpus")
-    warm_steps: int = Field(60, ge=0, description="contrastive steps before members split off: they merge only from a common point")
+    warm_steps: int = Field(
+        60, ge=0, description="contrastive steps before members split off: they merge only from a common point"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the warm-up")
 
     @model_validator(mode="after")
@@ -94,11 +96,17 @@ class PythonEnvironmentSource(_Frozen):
     """Functions of the standard library and of installed distributions, read with ast: nothing is imported."""
 
     source: Literal["python_environment"]
-    max_functions: int = Field(12000, ge=100, description="functions with a docstring that are read, spread over packages")
+    max_functions: int = Field(
+        12000, ge=100, description="functions with a docstring that are read, spread over packages"
+    )
     max_per_package: int = Field(900, ge=10)
     hard_negatives: int = Field(3, ge=0, description="other functions of the same module per row")
-    held_out_functions: float = Field(0.08, gt=0, lt=0.5, description="share of qualified names kept for in-domain evaluation")
-    held_out_packages: float = Field(0.1, gt=0, lt=0.5, description="share of packages kept whole for out-of-domain evaluation")
+    held_out_functions: float = Field(
+        0.08, gt=0, lt=0.5, description="share of qualified names kept for in-domain evaluation"
+    )
+    held_out_packages: float = Field(
+        0.1, gt=0, lt=0.5, description="share of packages kept whole for out-of-domain evaluation"
+    )
     eval_queries: int = Field(300, ge=10, description="queries of each retrieval evaluation set")
     eval_documents: int = Field(1000, ge=20, description="documents of each retrieval evaluation set")
 
@@ -115,8 +123,12 @@ class Dev(_Frozen):
 
 class Corpus(_Frozen):
     datasets: tuple[Source, ...] = Field(min_length=1)
-    max_bad_fraction: float = Field(0.0, ge=0, le=1, description="bad rows are quarantined; more than this share stops the run")
-    max_rows_per_dataset: int | None = Field(None, ge=1, description="hash-chosen cap, the same rows whatever the order of files")
+    max_bad_fraction: float = Field(
+        0.0, ge=0, le=1, description="bad rows are quarantined; more than this share stops the run"
+    )
+    max_rows_per_dataset: int | None = Field(
+        None, ge=1, description="hash-chosen cap, the same rows whatever the order of files"
+    )
     dev: Dev = Dev()
 
     @field_validator("datasets", mode="before")
@@ -148,17 +160,21 @@ class Train(_Frozen):
     schedule: Literal["batch_shuffle"] = "batch_shuffle"
     batch_size: int = Field(256, ge=2, description="rows of one global step, whatever the number of workers")
     epochs: int = Field(1, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="stop after this many steps; the learning-rate decay fits itself to it")
+    max_steps: int | None = Field(
+        None, ge=1, description="stop after this many steps; the learning-rate decay fits itself to it"
+    )
     tail: Literal["keep", "drop"] = Field("keep", description="a dataset's last incomplete batch; the paper drops it")
     learning_rate: float = Field(5e-5, gt=0)
     warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     temperature: float = Field(0.02, gt=0)
     hard_negatives: int = Field(7, ge=0, description="negatives drawn per row and epoch")
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2] = 1
-    chunk_tokens: int = Field(16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens")
+    chunk_tokens: int = Field(
+        16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens"
+    )
     gradient_checkpointing: bool = False
 
 
@@ -182,7 +198,9 @@ class Search(_Frozen):
     """Merge weights and scale, by Optuna's TPE through Ray Tune, on dev half A."""
 
     trials: int = Field(24, ge=1)
-    round: int = Field(4, ge=1, description="trials asked and told together, so that no result depends on which ends first")
+    round: int = Field(
+        4, ge=1, description="trials asked and told together, so that no result depends on which ends first"
+    )
     scale: tuple[float, float] = Field((0.7, 1.4), description="bounds of the factor on the merged task vector")
     max_rows: int = Field(200, ge=2, description="dev rows per dataset in the objective")
     actors: int = Field(2, ge=1, description="trials at once; each actor keeps the members resident")
@@ -197,7 +215,9 @@ class Search(_Frozen):
 
 class Evaluate(_Frozen):
     sets: tuple[str, ...] = Field((), description="folders of evaluation sets (see docs/data.md)")
-    cap: int | None = Field(None, ge=10, description="texts per set at most, the same for all models; default: whole sets")
+    cap: int | None = Field(
+        None, ge=10, description="texts per set at most, the same for all models; default: whole sets"
+    )
     chunk_tokens: int = Field(16384, ge=64)
     members: bool = Field(True, description="score every member, not only base and merges")
 
@@ -245,10 +265,12 @@ def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise BoomError(f"{origin}: " + "\n  ".join(_explain(e, raw) for e in error.errors())) from None
+        problems = error.errors()
+        deeper = [e for e in problems if e["type"] != "too_short"] or problems  # a broken item also empties its list
+        raise BoomError(f"{origin}: " + "\n  ".join(_explain(e) for e in deeper)) from None
 
 
-def _explain(error: Any, raw: Any) -> str:
+def _explain(error: Any) -> str:
     loc = tuple(p for p in error["loc"] if p not in ("files", "python_environment"))
     dotted = ".".join(str(p) for p in loc)
     if error["type"] == "extra_forbidden":

@@ -23,6 +23,9 @@ from typing import Any
 from boom_ray.config import BoomError
 
 MANIFEST = "manifest.json"
+SUCCESS = "_SUCCESS"
+PUBLISHED = "published"  # the one kind that people take away: it brings its manifest and a marker for other tools
+PUBLISHED_MANIFEST = "boom_manifest.json"
 _TEMPORARY = ".tmp-"
 
 
@@ -52,6 +55,15 @@ class Key:
     @property
     def name(self) -> str:
         return f"{self.label}-{self.identity}"
+
+    @property
+    def manifest(self) -> str:
+        return PUBLISHED_MANIFEST if self.kind == PUBLISHED else MANIFEST
+
+    @property
+    def marker(self) -> str:
+        """The file written last."""
+        return SUCCESS if self.kind == PUBLISHED else MANIFEST
 
 
 @dataclass
@@ -95,7 +107,7 @@ class Ledger:
         return self.root / key.kind / key.name
 
     def has(self, key: Key) -> bool:
-        return (self.path(key) / MANIFEST).is_file()
+        return (self.path(key) / key.marker).is_file()
 
     def manifest(self, key: Key) -> dict[str, Any]:
         """The committed artifact's manifest.
@@ -104,7 +116,7 @@ class Ledger:
             BoomError: there is no such artifact.
         """
         try:
-            return json.loads((self.path(key) / MANIFEST).read_text())
+            return json.loads((self.path(key) / key.manifest).read_text())
         except FileNotFoundError:
             raise BoomError(f"{self.path(key)} has not been made yet. `boom-ray run` makes what is missing.") from None
 
@@ -150,7 +162,10 @@ class Ledger:
             "finished": time.time(),
             "meta": stage.meta,
         }
-        write_durably(stage.path / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        write_durably(stage.path / key.manifest, text)
+        if key.marker != key.manifest:
+            write_durably(stage.path / key.marker, hashlib.sha256(text.encode()).hexdigest() + "\n")
         target = self.path(key)
         if target.exists():  # a damaged artifact that somebody deleted in part, or a second writer that was faster
             if self.has(key):
@@ -159,12 +174,6 @@ class Ledger:
             shutil.rmtree(target)
         os.rename(stage.path, target)
         _sync_directory(target.parent)
-
-    def list(self, kind: str) -> list[dict[str, Any]]:
-        """Manifests of all committed artifacts of a kind, oldest first."""
-        found = (self.root / kind).glob(f"*/{MANIFEST}")
-        manifests = [json.loads(p.read_text()) for p in found if not p.parent.name.startswith(_TEMPORARY)]
-        return sorted(manifests, key=lambda m: (m["finished"], m["identity"]))
 
     def scratch(self, *parts: str) -> Path:
         """A directory for logs and live metrics: never an artifact, safe to delete between runs."""
@@ -188,7 +197,7 @@ class Ledger:
 
 
 def checksums(directory: Path) -> dict[str, dict[str, Any]]:
-    """``{relative name: {"sha256", "bytes"}}`` of every file below a directory, in sorted order; flushes them to disk."""
+    """``{relative name: {"sha256", "bytes"}}`` of every file below a directory, sorted; flushes them to disk."""
     files = {}
     for file in sorted(p for p in directory.rglob("*") if p.is_file()):
         with open(file, "rb") as stream:

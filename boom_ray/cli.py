@@ -1,0 +1,151 @@
+"""The ``boom-ray`` command. It starts at once: nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from boom_ray.config import BoomError
+
+app = typer.Typer(
+    name="boom-ray",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="""Train ensembles of text embedding models on bags of a corpus, merge them into one, score and publish it.
+
+    Start with:  boom-ray run jobs/recipes/quickstart.yaml
+    """,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one key, e.g. --set train.epochs=2 --set bags.ratios='[0.5, 1]'. Repeatable."),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        help="Run directory. Default: $BOOM_RAY_HOME/NAME, else runs/NAME (~/boom_ray/runs/NAME in a Ray job).",
+    ),
+]
+
+
+@app.command()
+def plan(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """List the steps that a run would take, with their cost, and what is done already.
+
+    Example:  boom-ray plan jobs/recipes/quickstart.yaml --set train.batch_size=64
+    """
+    from boom_ray.pipeline import plan as make_plan
+
+    parsed, steps = make_plan(recipe, overrides=overrides or (), run_dir=run_dir)
+    todo = [step for step in steps if not step.done]
+    typer.echo(f"{parsed.name}: {len(todo)} of {len(steps)} steps to do" if todo else f"{parsed.name}: nothing to do")
+    for line in plan_lines(steps):
+        typer.echo(line)
+
+
+@app.command()
+def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Carry out a recipe: corpus, bags, members, merge, scores, publish. A second call finds everything done.
+
+    Examples:
+
+      boom-ray run jobs/recipes/quickstart.yaml
+
+      boom-ray run jobs/recipes/multitask.yaml --set base.model=./my-base --set train.max_steps=200
+    """
+    from boom_ray.pipeline import run as carry_out
+    from boom_ray.report.tables import format_tables
+
+    result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, echo=_echo)
+    typer.echo("")
+    typer.echo(format_tables(result.summary))
+    typer.echo(f"report: {result.report}")
+    typer.echo(f"published: {result.published}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A sentence-transformers or Hugging Face directory.")],
+    sets: Annotated[list[Path], typer.Option("--sets", help="Folder of evaluation sets (docs/data.md). Repeatable.")],
+    cap: Annotated[int | None, typer.Option(help="Texts per set at most, the same for all models.")] = None,
+    results: Annotated[Path, typer.Option(help="mteb result cache; finished sets are not run again.")] = Path(
+        "results"
+    ),
+    trained: Annotated[
+        list[str] | None,
+        typer.Option("--trained", help="Name of a training dataset, to tell in-domain sets. Repeatable."),
+    ] = None,
+) -> None:
+    """Score a model on evaluation sets with mteb, in-domain and out-of-domain.
+
+    Example:  boom-ray evaluate runs/quickstart/published/NAME --sets my_sets/ --cap 500
+    """
+    from boom_ray.evaluate.score import evaluate as score
+    from boom_ray.evaluate.sets import find_sets
+
+    found = find_sets(sets, trained)
+    scores = score(model, found, results=results, cap=cap, trained=tuple(trained or ()))
+    for domain, title in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):
+        rows = [s for s in found if s.domain == domain]
+        for row in rows:
+            typer.echo(f"{title:14} {row.name:32} {row.task_type:15} {row.metric:16} {100 * scores[row.name]:6.2f}")
+        if rows:
+            mean = sum(scores[row.name] for row in rows) / len(rows)
+            typer.echo(f"{title:14} {'mean':32} {'':15} {'':16} {100 * mean:6.2f}")
+
+
+@app.command()
+def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Print a run's tables and write report/index.html again.
+
+    Example:  boom-ray report runs/quickstart
+    """
+    from boom_ray.pipeline import report as write_report
+    from boom_ray.report.tables import format_tables
+
+    summary, page = write_report(run_dir)
+    typer.echo(format_tables(summary))
+    typer.echo(f"report: {page}")
+
+
+def plan_lines(steps: Any) -> list[str]:
+    """One line per step: state, name, artifact, cost."""
+    lines = [f"  {'step':24} {'artifact':44} {'rows':>9} {'tokens':>11} {'steps':>7} {'MB':>9} {'device-h':>9}"]
+    for step in steps:
+        cost = step.cost
+        megabytes = cost.bytes and round(cost.bytes / 1e6, 1)
+        hours = cost.device_hours and round(cost.device_hours, 4)
+        numbers = f"{_count(cost.rows):>9} {_count(cost.tokens):>11} {_count(cost.steps):>7} "
+        numbers += f"{_count(megabytes):>9} {_count(hours):>9}"
+        state = "x" if step.done else "-"
+        lines.append(f"{state} {step.name:24} {step.key.kind + '/' + step.key.name:44} {numbers}")
+    lines.append("x done, - to do; an empty cost is known once the steps before it are done.")
+    return lines
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _echo(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends in one readable message and exit code 2, never a traceback."""
+    try:
+        app()
+    except BoomError as error:
+        print(f"boom-ray: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("boom-ray: interrupted. Run the same command again to go on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,75 @@
+"""Feeding ranks through Ray Data: each rank has its own Ray Dataset of batch descriptors, in schedule order.
+
+The stock ``DataConfig`` calls ``streaming_split(equal=True)``, which ties no row to a rank and drops the tail; here
+Ray Data carries descriptors (a step and this rank's row numbers) and never decides an order. The rows themselves are
+taken from memory-mapped Arrow shards where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.train import DataConfig
+
+from boom_ray.data.batches import DrawSettings, TrainBatch, assemble
+from boom_ray.data.schedule import Batch, rank_rows
+from boom_ray.data.tokens import TokenStore
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator, Dataset
+
+_STEPS_PER_BLOCK = 4096
+
+
+def descriptors(batches: Sequence[Batch], rank: int, width: int, first_step: int = 0) -> list[pa.Table]:
+    """One row per global step from ``first_step`` on: step, epoch, dataset, this rank's rows, rows of the batch."""
+    blocks = []
+    for start in range(first_step, len(batches), _STEPS_PER_BLOCK):
+        part = batches[start : start + _STEPS_PER_BLOCK]
+        columns = {
+            "step": pa.array(range(start, start + len(part)), pa.int64()),
+            "epoch": pa.array([b.epoch for b in part], pa.int32()),
+            "dataset": pa.array([b.dataset for b in part], pa.string()),
+            "rows": pa.array([rank_rows(b.rows, rank, width) for b in part], pa.list_(pa.int64())),
+            "global_rows": pa.array([len(b.rows) for b in part], pa.int64()),
+        }
+        blocks.append(pa.table(columns))
+    return blocks
+
+
+def rank_datasets(batches: Sequence[Batch], width: int) -> dict[str, Dataset]:
+    """``{"rank-0": Dataset, ...}`` for a ``TorchTrainer``."""
+    return {f"rank-{rank}": ray.data.from_arrow(descriptors(batches, rank, width)) for rank in range(width)}
+
+
+class RankDataConfig(DataConfig):
+    """Gives every rank the dataset that was made for it, under the name ``train``, in order."""
+
+    def configure(
+        self, datasets: dict[str, Dataset], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
+    ) -> list[dict[str, DataIterator]]:
+        if len(datasets) != world_size:
+            raise ValueError(
+                f"{len(datasets)} rank datasets for {world_size} workers: the width is fixed when a member starts"
+            )
+        shards = []
+        for rank in range(world_size):
+            dataset = datasets[f"rank-{rank}"]
+            dataset = dataset.copy(dataset)
+            dataset.context.execution_options.preserve_order = True
+            shards.append({"train": dataset.iterator()})
+        return shards
+
+
+def feed(shard: DataIterator, store: TokenStore, settings: DrawSettings) -> Iterator[TrainBatch]:
+    """This rank's part of every global batch, in order; descriptors are prefetched by Ray Data."""
+    task_types = {d["name"]: d["task_type"] for d in store.datasets}
+    for block in shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=2):
+        for step in block.to_pylist():
+            rows = store.take(np.asarray(step["rows"], dtype=np.int64))
+            dataset = (step["dataset"], task_types[step["dataset"]])
+            yield assemble(step["step"], dataset, rows, step["epoch"], settings, step["global_rows"])

@@ -1,0 +1,293 @@
+"""An encoder: Hugging Face backbone + pooling + L2 normalisation, and the portable directory it lives in.
+
+The directory is the sentence-transformers dialect that releases before and after 5.4, transformers, TEI and vLLM all
+read: old module names, all six pooling booleans, no new keys, safetensors only. No custom code is ever executed.
+
+The padding that a batch costs is decided here, once, for training, scoring and search: texts are sorted by length
+and encoded in chunks of at most ``chunk_tokens`` padded tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from boom_ray.config import BoomError, BuildBase, Pooling
+
+_POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+_SUPPORTED: tuple[Pooling, ...] = ("mean", "cls", "lasttoken")
+_MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def length_chunks(lengths: Sequence[int] | np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
+    """Cut texts, longest first, into chunks whose padded size (count x longest) is at most ``chunk_tokens``.
+
+    A text longer than the budget gets a chunk of its own. Ties keep their order, so the cut is deterministic.
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    chunks, start = [], 0
+    while start < len(order):
+        size = max(1, chunk_tokens // max(1, int(lengths[order[start]])))
+        chunks.append(order[start : start + size])
+        start += size
+    return chunks
+
+
+def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Token states [B, T, D] and right-padded mask [B, T] to unit vectors [B, D]."""
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        vectors = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    elif pooling == "cls":
+        vectors = hidden[:, 0]
+    else:
+        vectors = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+
+
+def embed(
+    backbone: torch.nn.Module, sequences: Sequence[np.ndarray], pooling: str, pad_id: int, chunk_tokens: int
+) -> torch.Tensor:
+    """Unit vectors [N, D] of N token sequences, in input order; differentiable unless grad is off."""
+    device = next(backbone.parameters()).device
+    parts, order = [], []
+    for chunk in length_chunks([len(s) for s in sequences], chunk_tokens):
+        width = len(sequences[chunk[0]])
+        ids = np.full((len(chunk), width), pad_id, dtype=np.int64)
+        mask = np.zeros((len(chunk), width), dtype=np.int64)
+        for row, index in enumerate(chunk):
+            tokens = sequences[index]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        attention = torch.from_numpy(mask).to(device)
+        hidden = backbone(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention).last_hidden_state
+        parts.append(pool(hidden, attention, pooling))
+        order.append(chunk)
+    inverse = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
+    return torch.cat(parts)[inverse]
+
+
+class Encoder:
+    """A loaded encoder. ``backbone`` is a plain Hugging Face model; everything else is in the directory's small files."""
+
+    def __init__(self, backbone: torch.nn.Module, tokenizer: Any, pooling: Pooling, max_tokens: int) -> None:
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.max_tokens = max_tokens
+        self.prompts: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str | None = None) -> Encoder:
+        """Load a sentence-transformers or plain Hugging Face directory, in float32, safetensors only.
+
+        Raises:
+            BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support.
+        """
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        directory = Path(directory)
+        pooling, max_tokens = _read_modules(directory)
+        tokenizer = load_tokenizer(directory)
+        try:
+            backbone = AutoModel.from_pretrained(
+                directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise BoomError(f"{directory} holds no model that can be loaded: {_first_line(error)}") from None
+        encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or _position_limit(backbone, tokenizer))
+        encoder.backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settings = directory / "config_sentence_transformers.json"
+        if settings.is_file():
+            encoder.prompts = json.loads(settings.read_text()).get("prompts") or {}
+        return encoder
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (int32) of every text, special tokens included, cut at ``max_tokens``."""
+        if not texts:
+            return []
+        batch = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, add_special_tokens=True)
+        return [np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]]
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], *, prompt: str = "", chunk_tokens: int = 16384) -> np.ndarray:
+        """Unit vectors of ``texts``, float32 [N, D], rows in input order."""
+        sequences = self.tokenize([prompt + text for text in texts])
+        if not sequences:
+            return np.zeros((0, self.backbone.config.hidden_size), dtype=np.float32)
+        return embed(self.backbone, sequences, self.pooling, self.pad_id, chunk_tokens).cpu().numpy()
+
+    def save(self, directory: str | Path) -> None:
+        """Write the portable directory: weights, tokenizer, pooling and module list."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.backbone.save_pretrained(directory, max_shard_size="4GB")
+        self.tokenizer.model_max_length = self.max_tokens
+        self.tokenizer.save_pretrained(directory)
+        write_modules(directory, self.pooling, int(self.backbone.config.hidden_size), self.max_tokens, self.prompts)
+
+
+def write_modules(directory: Path, pooling: Pooling, hidden: int, max_tokens: int, prompts: dict[str, str]) -> None:
+    """The small files that make a Hugging Face directory a sentence-transformers one, in the portable dialect."""
+    types = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    modules = [
+        {"idx": i, "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (name, path, kind) in enumerate(types)
+    ]
+    flags = {flag: mode == pooling for mode, flag in _POOLING_FLAGS.items()}
+    files: dict[str, Any] = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": hidden,
+            **flags,
+            "pooling_mode": pooling,
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {},
+        "config_sentence_transformers.json": {
+            "__version__": {"sentence_transformers": "5.3.0"},
+            "model_type": "SentenceTransformer",
+            "prompts": prompts,
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, content in files.items():
+        file = directory / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The directory's fast tokenizer.
+
+    Raises:
+        BoomError: there is none, or it has no padding token.
+    """
+    from transformers import AutoTokenizer
+
+    directory = Path(directory)
+    known = ("tokenizer.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json")
+    if not any((directory / name).is_file() for name in known):
+        raise BoomError(
+            f"base {directory} has no tokenizer (no {', '.join(known[:3])}): copy the tokenizer's files into it."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises many types here; each means the same to the user
+        raise BoomError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise BoomError(f"{directory} has no fast tokenizer (tokenizer.json), which serving tools need.")
+    if tokenizer.pad_token_id is None:
+        raise BoomError(f"the tokenizer of {directory} has no padding token: set pad_token in tokenizer_config.json.")
+    return tokenizer
+
+
+def resolve_base(model: str, revision: str | None) -> Path:
+    """The local directory of a base: itself, or the snapshot of a Hugging Face name (safetensors and small files).
+
+    Raises:
+        BoomError: neither a directory nor a name that can be fetched.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise BoomError(f"base.model {model!r} is not a directory.")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # network, authentication, unknown name: the hub's own first line says which
+        raise BoomError(
+            f"base.model {model!r} is not a local directory and could not be fetched from the Hugging Face hub "
+            f"({_first_line(error)}). Download it once, or set base.model to a local directory."
+        ) from None
+
+
+def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int) -> None:
+    """Write a base checkpoint as a portable directory in float32.
+
+    Raises:
+        BoomError: see :meth:`Encoder.load`.
+    """
+    encoder = Encoder.load(source, device="cpu")
+    encoder.pooling = pooling or encoder.pooling
+    encoder.max_tokens = min(max_tokens, _position_limit(encoder.backbone, encoder.tokenizer))
+    encoder.save(out)
+
+
+def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Pooling, max_tokens: int, seed: int) -> None:
+    """A BERT-shaped encoder with random weights around a tokenizer: a base that needs no download."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=build.hidden,
+        num_hidden_layers=build.layers,
+        num_attention_heads=build.heads,
+        intermediate_size=4 * build.hidden,
+        max_position_embeddings=max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = BertModel(config, add_pooling_layer=False)
+    Encoder(backbone, tokenizer, pooling, max_tokens).save(out)
+
+
+def _read_modules(directory: Path) -> tuple[Pooling | None, int | None]:
+    """(pooling, max_tokens) as a sentence-transformers directory states them; (None, None) for a plain one."""
+    modules = directory / "modules.json"
+    if not modules.is_file():
+        return None, None
+    entries = {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in json.loads(modules.read_text())}
+    if unknown := [kind for kind in entries if kind not in _MODULES]:
+        raise BoomError(f"{modules} lists {', '.join(unknown)}; supported modules are {', '.join(_MODULES)}.")
+    pooling: Pooling | None = None
+    if "Pooling" in entries:
+        settings = json.loads((directory / entries["Pooling"] / "config.json").read_text())
+        modes = [mode for mode, flag in _POOLING_FLAGS.items() if settings.get(flag)]
+        modes = modes or [settings.get("pooling_mode", "mean")]
+        if len(modes) != 1 or modes[0] not in _SUPPORTED:
+            raise BoomError(f"{directory}: pooling {modes} is not supported; supported are {', '.join(_SUPPORTED)}.")
+        pooling = modes[0]
+    sizes = directory / "sentence_bert_config.json"
+    limit = json.loads(sizes.read_text()).get("max_seq_length") if sizes.is_file() else None
+    return pooling, limit
+
+
+def _position_limit(backbone: torch.nn.Module, tokenizer: Any) -> int:
+    positions = getattr(backbone.config, "max_position_embeddings", None) or 512
+    if getattr(backbone.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
+        positions -= backbone.config.pad_token_id + 1  # these count positions from the padding id on
+    return int(min(positions, tokenizer.model_max_length))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,338 @@
+"""A run: the stages in order, each skipped when the ledger already has what it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boom_ray.config import BoomError, FilesSource, Recipe, load_recipe
+from boom_ray.evaluate import sets as eval_sets
+from boom_ray.evaluate.sets import EvalSet
+from boom_ray.ledger import Key, Ledger, file_sha256
+from boom_ray.plan import MERGES, Keys, Step, World, derive_keys, missing, steps
+from boom_ray.report.summary import write_summary
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run's results lie; ``summary`` is what the report shows."""
+
+    run_dir: Path
+    published: Path
+    report: Path
+    summary: dict[str, Any]
+    planned: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    ledger: Ledger
+    keys: Keys
+    echo: Echo
+
+    def has(self, key: Key) -> bool:
+        return self.ledger.has(key)
+
+    def path(self, key: Key) -> Path:
+        return self.ledger.path(key)
+
+
+def run(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    echo: Echo = print,
+) -> RunResult:
+    """Carry out a recipe: corpus, bags, members, search, merge, scores, publish. A second call finds all of it done.
+
+    Args:
+        recipe: a recipe or the path of one.
+        overrides: ``dotted.key=value``, applied to a recipe file.
+        run_dir: default ``$BOOM_RAY_HOME/NAME``, else ``runs/NAME`` (``~/boom_ray/runs/NAME`` in a Ray job).
+        echo: receives one line of progress at a time.
+
+    Raises:
+        BoomError: a mistake in the recipe or the data, with what to do next. What was finished is kept.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    ledger = Ledger.open(resolve_run_dir(recipe, run_dir), recipe.name)
+    world = look(recipe)
+    run = _Run(recipe, ledger, derive_keys(recipe, world), echo)
+    todo = missing(list_steps(run.recipe, ledger, run.keys))
+    if todo:
+        from boom_ray.session import ray_session
+
+        echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
+        ledger.write_text("recipe.yaml", recipe.to_yaml())
+        ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
+        ledger.sweep()
+        with ray_session():
+            _carry_out(run)
+    else:
+        echo(f"{recipe.name}: nothing planned, everything is done.")
+    summary, report = write_summary(ledger, run.keys, recipe)
+    return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, len(todo))
+
+
+def plan(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Recipe, list[Step]]:
+    """The steps that :func:`run` would take, without touching anything."""
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    directory = resolve_run_dir(recipe, run_dir)
+    ledger = Ledger.open(directory, recipe.name) if directory.exists() else Ledger(directory)
+    return recipe, list_steps(recipe, ledger, derive_keys(recipe, look(recipe)))
+
+
+def report(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
+    """Write the report of a run again, finished or not: (summary, path of the page). Needs none of its sources.
+
+    Raises:
+        BoomError: not a run directory.
+    """
+    root = Path(run_dir)
+    if not (root / "world.json").is_file():
+        raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
+    recipe = load_recipe(root / "recipe.yaml")
+    raw = json.loads((root / "world.json").read_text())
+    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]))
+    return write_summary(Ledger(root), derive_keys(recipe, world), recipe)
+
+
+def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:
+    from boom_ray.costs import estimate
+
+    return steps(keys, ledger.has, estimate(recipe, ledger, keys))
+
+
+def resolve_run_dir(recipe: Recipe, run_dir: str | os.PathLike[str] | None) -> Path:
+    """Where a run lives. In a Ray job a relative path is refused: the job's working directory is a temporary copy."""
+    in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    home = os.environ.get("BOOM_RAY_HOME")
+    if run_dir is not None:
+        path = Path(run_dir).expanduser()
+    elif home:
+        path = Path(home).expanduser() / recipe.name
+    else:
+        path = Path.home() / "boom_ray" / "runs" / recipe.name if in_job else Path("runs") / recipe.name
+    if "://" in str(run_dir or home or ""):
+        raise BoomError(f"run directory {run_dir or home}: only local or shared POSIX paths are supported so far.")
+    if in_job and not path.is_absolute():
+        raise BoomError(
+            f"run directory {path} is relative, but a job's working directory is a temporary copy that is deleted. "
+            f"Give an absolute --run-dir on storage that all nodes share, or set BOOM_RAY_HOME."
+        )
+    return path
+
+
+def look(recipe: Recipe) -> World:
+    """Digests of what the recipe points at.
+
+    Raises:
+        BoomError: a source, a base or an evaluation folder is not there.
+    """
+    from boom_ray.data import python_environment, sources
+
+    seen = []
+    for source in recipe.corpus.datasets:
+        if isinstance(source, FilesSource):
+            files = sources.file_digests(source)
+            seen.append([[Path(f["path"]).name, f["sha256"]] for f in files])
+        else:
+            seen.append(python_environment.fingerprint(source))
+    sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
+    return World(tuple(seen), _base_digest(recipe), tuple([s.name, s.digest] for s in sets))
+
+
+def _base_digest(recipe: Recipe) -> str | None:
+    model = recipe.base.model
+    if model is None:
+        return None
+    if not Path(model).is_dir():
+        return f"{model}@{recipe.base.revision}"  # a hub name: its revision is what names it
+    files = sorted(p for p in Path(model).rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return json.dumps([[p.relative_to(model).as_posix(), file_sha256(p)] for p in files])
+
+
+def _carry_out(run: _Run) -> None:
+    """The story: every stage, in order."""
+    _corpus(run)
+    _start(run)
+    _tokens(run)
+    _bags(run)
+    _warm_base(run)
+    _members(run)
+    _grams(run)
+    _search(run)
+    _final(run)
+
+
+def _stage(run: _Run, key: Key, text: str) -> bool:
+    """Whether a stage is to be done; says so."""
+    if run.has(key):
+        return False
+    run.echo(f"[{time.strftime('%H:%M:%S')}] {text}")
+    return True
+
+
+def _corpus(run: _Run) -> None:
+    key = run.keys.corpus
+    if not _stage(run, key, "corpus: reading, checking, removing duplicates and evaluation texts"):
+        return
+    from boom_ray.data.corpus import build_corpus
+
+    texts = eval_sets.texts(eval_sets.find_sets(run.recipe.evaluate.sets, None)) if run.recipe.evaluate.sets else ()
+    with run.ledger.stage(key) as stage:
+        counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path)
+        stage.meta.update(counts=counts, devices="all")
+    for name, count in counts.items():
+        dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
+        because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
+        run.echo(f"  {name}: {count['rows']} rows of {count['rows_in']} ({because})")
+
+
+def _start(run: _Run) -> None:
+    key, base = run.keys.start, run.recipe.base
+    if not _stage(run, key, "base: " + ("tokenizer and random weights" if base.build else f"importing {base.model}")):
+        return
+    from boom_ray import stages
+
+    with run.ledger.stage(key) as stage:
+        stages.make_start(base, run.path(run.keys.corpus), run.recipe.seed, stage.path)
+
+
+def _tokens(run: _Run) -> None:
+    keys = run.keys
+    if not _stage(run, keys.tokens, "tokens: every text once"):
+        return
+    from boom_ray.data.corpus import tokenise
+
+    with run.ledger.stage(keys.tokens) as stage:
+        done = tokenise(run.path(keys.corpus), run.path(keys.start), run.recipe.base.max_tokens, stage.path)
+        stage.meta.update(done, devices="all")
+
+
+def _bags(run: _Run) -> None:
+    keys, recipe = run.keys, run.recipe
+    if not _stage(run, keys.bags, f"bags: {', '.join(f'{r:.0%}' for r in recipe.bags.ratios)} of every dataset"):
+        return
+    from boom_ray.data.bagging import draw
+    from boom_ray.data.membership import corpus_rows, counts
+
+    rows = corpus_rows(run.path(keys.tokens))
+    dev = (recipe.corpus.dev.fraction, recipe.corpus.dev.min_rows)
+    drawn = draw(rows, recipe.bags.ratios, recipe.bags.nested, dev, recipe.seed)
+    with run.ledger.stage(keys.bags) as stage:
+        (stage.path / "draw.json").write_text(json.dumps(drawn.to_json(), indent=1))
+        (stage.path / "counts.json").write_text(json.dumps(counts(rows, drawn), indent=1))
+
+
+def _warm_base(run: _Run) -> None:
+    keys = run.keys
+    if keys.base == keys.start or not _stage(run, keys.base, "base: short contrastive warm-up"):
+        return
+    from boom_ray import stages
+    from boom_ray.train.work import warm_work
+
+    task, batches = warm_work(run.recipe, run.ledger, keys)
+    stages.warm(task, batches)
+
+
+def _members(run: _Run) -> None:
+    absent = [i for i, key in enumerate(run.keys.members) if not run.has(key)]
+    if not absent:
+        return
+    from boom_ray.progress import watch
+    from boom_ray.session import node_resources
+    from boom_ray.train.ensemble import train_ensemble
+    from boom_ray.train.work import member_work, place_members
+
+    work = {f"member-{i}": member_work(run.recipe, run.ledger, run.keys, i) for i in absent}
+    placements, room = place_members(run.recipe, run.ledger, work, node_resources())
+    shape = ", ".join(f"{p.name} on {p.width}" for p in placements)
+    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {room.slots} worker slots")
+    watched = [(work[p.name][0], f"{work[p.name][0].meta['ratio']:.0%}") for p in placements]
+    with watch(watched) as watcher:
+        train_ensemble(run.ledger, work, placements, room, watcher.tick)
+
+
+def _grams(run: _Run) -> None:
+    if not _stage(run, run.keys.grams, "gram: inner products of all members, tensor by tensor"):
+        return
+    from boom_ray import stages
+
+    with run.ledger.stage(run.keys.grams) as stage:
+        stages.make_grams([run.path(k) for k in run.keys.members], run.path(run.keys.base), stage.path)
+
+
+def _search(run: _Run) -> None:
+    settings = run.recipe.search
+    if not _stage(run, run.keys.search, f"search: {settings.trials} trials of merge weights and scale on dev half A"):
+        return
+    from boom_ray.search.trials import search_weights
+
+    with run.ledger.stage(run.keys.search) as stage:
+        best = search_weights(run.recipe, run.ledger, run.keys, stage.path)
+        stage.meta.update(best, devices=settings.actors)
+    weights = ", ".join(f"{w:.3f}" for w in best["weights"])
+    run.echo(
+        f"  best of {settings.trials}: weights {weights}, scale {best['scale']:.3f}, objective {best['value']:.4f}"
+    )
+
+
+def _final(run: _Run) -> None:
+    """Drive the final actor: merges, scores, publish."""
+    keys, recipe = run.keys, run.recipe
+    if run.has(keys.published):
+        return
+    from boom_ray.session import node_resources
+    from boom_ray.stages import FinalHandle
+
+    sets = evaluation_sets(recipe, run.ledger, keys)
+    final = FinalHandle(recipe, run.ledger, keys, sets, node_resources())
+    for name in MERGES:
+        if _stage(run, keys.merges[name], f"final: merging with {name} weights"):
+            final.merge(name, *merge_weights(recipe, run.ledger, keys, name))
+    for name, key in keys.scores.items():
+        if _stage(run, key, f"final: scoring {name} on {len(sets)} sets"):
+            final.score(name, keys.models[name], key)
+    run.echo(f"[{time.strftime('%H:%M:%S')}] final: publishing merge-{recipe.merge.weights}")
+    summary, _ = write_summary(run.ledger, keys, recipe)
+    final.publish(summary)
+
+
+def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:
+    """(weights, scale) of one of the merges in the table."""
+    ratios = recipe.bags.ratios
+    if name == "ratio":
+        return ratios, 1.0
+    if name == "uniform":
+        return [1.0] * len(ratios), 1.0
+    best: Mapping[str, Any] = ledger.manifest(keys.search)["meta"]
+    return best["weights"], best["scale"]
+
+
+def evaluation_sets(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[EvalSet]:
+    """The recipe's sets and those that the corpus brought, in-domain or not by what was trained on."""
+    folders: list[str | Path] = list(recipe.evaluate.sets)
+    brought = ledger.path(keys.corpus) / "eval"
+    if brought.is_dir():
+        folders.append(brought)
+    return eval_sets.find_sets(folders, trained_datasets(ledger, keys)) if folders else []
+
+
+def trained_datasets(ledger: Ledger, keys: Keys) -> list[str]:
+    return [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]

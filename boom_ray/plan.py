@@ -1,0 +1,164 @@
+"""(recipe, world, ledger) -> the steps of a run, each with its identity, its cost and whether it is done. Pure.
+
+An identity is derived from what a step reads: its settings and the identities of its inputs. So the same recipe finds
+its artifacts again, and changing one member's ratio makes that member, the merges and the scores new, nothing else.
+What a step does *not* depend on (how wide a member is, where files lie) is left out on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from boom_ray.config import Recipe
+from boom_ray.data.bagging import derive_seed
+from boom_ray.ledger import Key, identity
+
+# Raise a number when a step's output changes meaning: artifacts of older code are then made again, not mixed in.
+_VERSIONS = {"corpus": 1, "start": 1, "tokens": 1, "bags": 1, "base": 1, "members": 1, "search": 1, "scores": 1}
+MERGES = ("ratio", "uniform", "searched")
+
+
+@dataclass(frozen=True)
+class World:
+    """Digests of what a recipe points at: sources, base checkpoint, evaluation sets."""
+
+    sources: tuple[Any, ...]
+    base: str | None
+    sets: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The artifacts of a run."""
+
+    corpus: Key
+    start: Key
+    tokens: Key
+    bags: Key
+    base: Key
+    members: tuple[Key, ...]
+    grams: Key
+    search: Key
+    merges: Mapping[str, Key]
+    scores: Mapping[str, Key]
+    published: Key
+
+    @property
+    def models(self) -> dict[str, Key]:
+        """Every model that stands in the table, by name."""
+        members = {f"member-{i}": key for i, key in enumerate(self.members)}
+        return {"base": self.base, **members, **{f"merge-{name}": key for name, key in self.merges.items()}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes, as far as it is known before it runs."""
+
+    rows: int | None = None
+    tokens: int | None = None
+    steps: int | None = None
+    bytes: int | None = None
+    device_hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    key: Key
+    done: bool
+    cost: Cost
+
+
+def derive_keys(recipe: Recipe, world: World) -> Keys:
+    """All identities of a run, before anything has been made."""
+
+    def key(kind: str, label: str, *inputs: Any) -> Key:
+        return Key(kind, label, identity([kind, _VERSIONS.get(kind, 1), *inputs]))
+
+    dump = recipe.model_dump(mode="json")
+    # paths are left out: the digests in `world` say what the files hold, wherever they lie
+    datasets = [{k: v for k, v in d.items() if k != "path"} for d in dump["corpus"]["datasets"]]
+    corpus_settings = {**dump["corpus"], "datasets": datasets, "dev": None}
+    corpus = key("corpus", recipe.name, corpus_settings, recipe.seed, world.sources, world.sets)
+    base_settings = {k: dump["base"][k] for k in ("pooling", "max_tokens")}
+    if recipe.base.build:
+        shape = {k: dump["base"]["build"][k] for k in ("layers", "hidden", "heads", "vocab")}
+        start = key("start", "built", base_settings, shape, recipe.seed, corpus.identity)
+    else:
+        start = key("start", "imported", base_settings, world.base)
+    tokens = key("tokens", recipe.name, start.identity, corpus.identity, recipe.base.max_tokens)
+    dev_settings = [dump["corpus"]["dev"], recipe.seed]
+    bags = key("bags", recipe.name, dev_settings, dump["bags"], corpus.identity)
+    base = _base_key(recipe, dump, start, tokens, dev_settings, key)
+    members = tuple(
+        key(
+            "members",
+            f"member-{i}",
+            dump["train"],
+            base.identity,
+            tokens.identity,
+            dev_settings,
+            [ratio, recipe.bags.nested, i],
+            recipe.seed,
+        )
+        for i, ratio in enumerate(recipe.bags.ratios)
+    )
+    ensemble = [m.identity for m in members]
+    merge_settings = [dump["merge"]["method"], dump["merge"]["task_vectors"], dump["merge"]["shard_size"]]
+    grams = key("grams", recipe.name, ensemble, base.identity)
+    search_settings = {k: v for k, v in dump["search"].items() if k != "actors"}
+    search = key(
+        "search", recipe.name, search_settings, merge_settings, ensemble, recipe.seed, recipe.train.temperature
+    )
+    merges = {
+        "ratio": key("merges", "ratio", merge_settings, ensemble, list(recipe.bags.ratios)),
+        "uniform": key("merges", "uniform", merge_settings, ensemble),
+        "searched": key("merges", "searched", merge_settings, search.identity),
+    }
+    models = {"base": base, **{f"member-{i}": m for i, m in enumerate(members)}}
+    models = {**(models if recipe.evaluate.members else {"base": base}), **{f"merge-{n}": k for n, k in merges.items()}}
+    score_settings = [recipe.evaluate.cap, world.sets, corpus.identity, dev_settings]
+    scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
+    chosen = merges[recipe.merge.weights]
+    published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])
+    return Keys(corpus, start, tokens, bags, base, members, grams, search, merges, scores, published)
+
+
+def _base_key(
+    recipe: Recipe, dump: dict[str, Any], start: Key, tokens: Key, dev: list[Any], key: Callable[..., Key]
+) -> Key:
+    """A built base is warmed up; any other base is the start itself."""
+    if not (recipe.base.build and recipe.base.build.warm_steps):
+        return start
+    warm = [dump["base"]["build"]["warm_steps"], dump["base"]["build"]["learning_rate"]]
+    return key("base", "warm", warm, dump["train"], start.identity, tokens.identity, dev, recipe.seed)
+
+
+def member_seed(recipe: Recipe, member: int) -> int:
+    """The seed of a member's order of batches and draws of negatives."""
+    return derive_seed(recipe.seed, "member", member)
+
+
+def steps(keys: Keys, has: Callable[[Key], bool], costs: Mapping[str, Cost]) -> list[Step]:
+    """All steps in order. A step that only feeds finished ones is not wanted, so it counts as done."""
+    named: list[tuple[str, Key]] = [
+        ("corpus", keys.corpus),
+        ("start", keys.start),
+        ("tokens", keys.tokens),
+        ("bags", keys.bags),
+    ]
+    if keys.base != keys.start:
+        named.append(("warm base", keys.base))
+    named += [(f"member-{i}", key) for i, key in enumerate(keys.members)]
+    named += [("gram", keys.grams), ("search", keys.search)]
+    named += [(f"merge-{name}", key) for name, key in keys.merges.items()]
+    named += [(f"score {name}", key) for name, key in keys.scores.items()]
+    named.append(("publish", keys.published))
+    finished = has(keys.published)
+    return [Step(name, key, finished or has(key), costs.get(name, Cost())) for name, key in named]
+
+
+def missing(all_steps: Sequence[Step]) -> list[Step]:
+    return [step for step in all_steps if not step.done]

@@ -1,0 +1,176 @@
+"""One plain dict that says what a run did and found, read from the ledger: the input of report, card and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from boom_ray.config import Recipe
+from boom_ray.evaluate.sets import find_sets
+from boom_ray.ledger import Key, Ledger
+from boom_ray.plan import Keys
+from boom_ray.report.page import write_page
+
+_PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
+
+
+def write_summary(ledger: Ledger, keys: Keys, recipe: Recipe) -> tuple[dict[str, Any], Path]:
+    """Collect the summary and write ``report/summary.json`` and ``report/index.html`` where they changed."""
+    summary = collect(ledger, keys, recipe)
+    text = json.dumps(summary, indent=1, sort_keys=True) + "\n"
+    page = ledger.root / "report" / "index.html"
+    written = ledger.root / "report" / "summary.json"
+    if not page.is_file() or not written.is_file() or written.read_text(encoding="utf-8") != text:
+        ledger.write_text("report/index.html", write_page(summary))
+        ledger.write_text("report/summary.json", text)
+    return summary, page
+
+
+def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
+    """What is known so far; a run that is still under way has fewer models and stages."""
+    stages = _stages(ledger, keys)
+    members = [_member(ledger, key, i) for i, key in enumerate(keys.members) if ledger.has(key)]
+    return {
+        "name": recipe.name,
+        "recipe_yaml": recipe.to_yaml(),
+        "created": min((s["started"] for s in stages), default=time.time()),
+        "finished": max((s["finished"] for s in stages), default=time.time()),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "hardware": _hardware(),
+        "corpus": _corpus(ledger, keys),
+        "members": members,
+        "sets": _sets(ledger, keys, recipe),
+        "models": _models(ledger, keys, recipe),
+        "cosine": _cosine(ledger, keys),
+        "search": _search(ledger, keys),
+        "stages": stages,
+        "chosen": f"merge-{recipe.merge.weights}",
+        "published": f"published/{keys.published.name}" if ledger.has(keys.published) else None,
+        "base_model": recipe.base.model,
+        "merge": recipe.merge.model_dump(mode="json"),
+    }
+
+
+def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
+    meta = ledger.manifest(key)["meta"]
+    kept = ("ratio", "seed", "steps", "rows", "texts", "tokens", "width", "threads", "started", "finished", "losses")
+    seconds = (meta["finished"] - meta["started"]) * meta["width"]
+    return {
+        "name": f"member-{index}",
+        "identity": key.identity,
+        "per_dataset": meta["per_dataset"],
+        "device_seconds": seconds,
+        **{name: meta[name] for name in kept},
+    }
+
+
+def _corpus(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
+    if not ledger.has(keys.corpus):
+        return []
+    counts = ledger.read_json(keys.corpus, "counts.json")
+    bags = ledger.read_json(keys.bags, "counts.json")["datasets"] if ledger.has(keys.bags) else {}
+    rows = []
+    for dataset in ledger.read_json(keys.corpus, "datasets.json"):
+        name = dataset["name"]
+        dev = {half: bags.get(name, {}).get(half, 0) for half in ("dev_a", "dev_b")}
+        rows.append({"name": name, "task_type": dataset["task_type"], **counts[name], **dev})
+    return rows
+
+
+def _sets(ledger: Ledger, keys: Keys, recipe: Recipe) -> list[dict[str, Any]]:
+    if not ledger.has(keys.corpus):
+        return []
+    folders: list[str | Path] = [f for f in recipe.evaluate.sets if Path(f).is_dir()]
+    brought = ledger.path(keys.corpus) / "eval"
+    folders += [brought] if brought.is_dir() else []
+    trained = [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
+    kept = ("name", "task_type", "domain", "metric", "language")
+    return [{k: getattr(s, k) for k in kept} for s in find_sets(folders, trained)] if folders else []
+
+
+def _models(ledger: Ledger, keys: Keys, recipe: Recipe) -> list[dict[str, Any]]:
+    if not (ledger.has(keys.scores["base"])):
+        return []
+    base = ledger.manifest(keys.scores["base"])["meta"]["dev"]
+    found = []
+    for name, score_key in keys.scores.items():
+        if not ledger.has(score_key):
+            continue
+        meta = ledger.manifest(score_key)["meta"]
+        merge = ledger.manifest(keys.models[name])["meta"] if name.startswith("merge-") else {}
+        relative = {f"dev_{half}": _relative(meta["dev"][half], base[half]) for half in ("a", "b")}
+        found.append(
+            {
+                "name": name,
+                "kind": name.split("-")[0],
+                "weights": _normalised(merge.get("weights")),
+                "scale": merge.get("scale"),
+                "scores": meta["scores"],
+                **relative,
+            }
+        )
+    return found
+
+
+def _relative(losses: Mapping[str, float], base: Mapping[str, float]) -> float | None:
+    ratios = [losses[name] / max(value, 1e-6) for name, value in base.items()]
+    return sum(ratios) / len(ratios) if ratios else None
+
+
+def _normalised(weights: list[float] | None) -> list[float] | None:
+    return [w / sum(weights) for w in weights] if weights else None
+
+
+def _cosine(ledger: Ledger, keys: Keys) -> dict[str, Any]:
+    if not ledger.has(keys.grams):
+        return {"names": [], "matrix": []}
+    from boom_ray.merge.gram import Grams
+
+    matrix = Grams.load(ledger.path(keys.grams) / "grams.npz").cosine()
+    names = [f"member-{i}" for i in range(len(keys.members))]
+    return {"names": names, "matrix": [[float(x) for x in row] for row in matrix]}
+
+
+def _search(ledger: Ledger, keys: Keys) -> dict[str, Any]:
+    if not ledger.has(keys.search):
+        return {"objective": "", "trials": [], "best": None}
+    trials = [json.loads(line) for line in (ledger.path(keys.search) / "trials.jsonl").read_text().splitlines()]
+    objective = "training loss on dev half A, relative to the base, mean over datasets (lower is better)"
+    return {"objective": objective, "trials": trials, "best": ledger.manifest(keys.search)["meta"]["number"]}
+
+
+def _stages(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
+    """Every artifact's time, from its manifest; members by their own clock, without Ray's start-up."""
+    named: list[tuple[str, str, Key]] = [
+        ("corpus", "corpus", keys.corpus),
+        ("base", "start", keys.start),
+        ("corpus", "tokens", keys.tokens),
+        ("corpus", "bags", keys.bags),
+        *([("base", "warm base", keys.base)] if keys.base != keys.start else []),
+        *(("members", f"member-{i}", key) for i, key in enumerate(keys.members)),
+        ("search", "gram", keys.grams),
+        ("search", "search", keys.search),
+        *(("merge", f"merge-{name}", key) for name, key in keys.merges.items()),
+        *(("score", f"score {name}", key) for name, key in keys.scores.items()),
+        ("publish", "publish", keys.published),
+    ]
+    return [_timed(stage, label, ledger.manifest(key)) for stage, label, key in named if ledger.has(key)]
+
+
+def _timed(stage: str, label: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    meta = manifest["meta"]
+    started, finished = meta.get("started", manifest["started"]), meta.get("finished", manifest["finished"])
+    devices = meta.get("devices", meta.get("width", 1))
+    devices = _hardware()["cpus"] if devices == "all" else devices
+    seconds = (finished - started) * devices
+    return {"name": stage, "label": label, "started": started, "finished": finished, "device_seconds": seconds}
+
+
+def _hardware() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpus": len(os.sched_getaffinity(0)), "gpus": 0, "memory_gib": round(memory, 1)}

@@ -1,0 +1,101 @@
+"""The stages that run as Ray tasks and actors: the driver stays light and may sit on a head without CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from boom_ray.config import Base, BoomError, Recipe
+from boom_ray.data.schedule import Batch
+from boom_ray.evaluate.sets import EvalSet
+from boom_ray.ledger import Key, Ledger
+from boom_ray.plan import Keys
+from boom_ray.train.member import MemberTask
+
+
+def make_start(base: Base, corpus: Path, seed: int, out: Path) -> None:
+    """Write the start of all members: an imported base, or a tokenizer trained on the corpus and random weights."""
+    _get(_make_start.remote(base, str(corpus), seed, str(out)))
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
+    from boom_ray.data.tokens import train_tokenizer
+    from boom_ray.encoder import build_base, import_base, resolve_base
+
+    if base.build is None:
+        assert base.model is not None  # the recipe was checked: exactly one of model and build
+        import_base(resolve_base(base.model, base.revision), Path(out), base.pooling, base.max_tokens)
+        return
+    train_tokenizer(Path(corpus), base.build.vocab, base.max_tokens, Path(out))
+    build_base(base.build, Path(out), Path(out), base.pooling or "mean", base.max_tokens, seed)
+
+
+def warm(task: MemberTask, batches: Sequence[Batch]) -> None:
+    """Train on plain torch in one process that has a node's cores (or one GPU) to itself."""
+    gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
+    _get(_warm.options(num_cpus=task.threads, num_gpus=gpus).remote(task, list(batches)))
+
+
+@ray.remote(max_retries=0)
+def _warm(task: MemberTask, batches: list[Batch]) -> None:
+    from boom_ray.train.member import train_plain
+
+    train_plain(task, batches)
+
+
+def make_grams(members: Sequence[Path], base: Path, out: Path) -> None:
+    """Pass one of the merge: inner products of members and base, kept as a file of kilobytes."""
+    _get(_make_grams.remote([str(m) for m in members], str(base), str(out)))
+
+
+@ray.remote(num_cpus=1, max_retries=1)
+def _make_grams(members: list[str], base: str, out: str) -> None:
+    from boom_ray.merge.gram import gram
+
+    gram([Path(m) for m in members], Path(base)).save(Path(out) / "grams.npz")
+
+
+class FinalHandle:
+    """The final actor, on the node with the most cores (and a GPU where there is one)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        ledger: Ledger,
+        keys: Keys,
+        sets: Sequence[EvalSet],
+        nodes: Sequence[Mapping[str, float]],
+    ) -> None:
+        from boom_ray.final import Final, FinalTask
+        from boom_ray.pipeline import trained_datasets
+
+        cpus = max(int(node.get("CPU", 0)) for node in nodes)
+        gpus = 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0
+        task = FinalTask(
+            recipe, str(ledger.root.resolve()), keys, tuple(sets), tuple(trained_datasets(ledger, keys)), cpus
+        )
+        self._actor = Final.options(num_cpus=cpus, num_gpus=gpus).remote(task)
+
+    def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
+        _get(self._actor.merge.remote(name, list(weights), scale))
+
+    def score(self, name: str, model: Key, key: Key) -> None:
+        _get(self._actor.score.remote(name, model, key))
+
+    def publish(self, summary: dict[str, Any]) -> None:
+        _get(self._actor.publish.remote(summary))
+
+
+def _get(reference: Any) -> Any:
+    """The result; a user's mistake that surfaced in a worker is raised as itself, not as a traceback."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, BoomError):
+            raise BoomError(str(error.cause)) from None
+        raise

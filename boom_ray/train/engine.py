@@ -1,0 +1,97 @@
+"""Engines: who owns the optimiser. Plain torch on one device, or DeepSpeed; the only module that knows DeepSpeed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from boom_ray.config import Train
+from boom_ray.encoder import embed
+
+
+class PlainEngine:
+    """AdamW on plain torch, one process."""
+
+    def __init__(self, model: torch.nn.Module, train: Train) -> None:
+        self.model = model
+        self._max_norm = train.max_grad_norm
+        self._optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=train.learning_rate)
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+
+class DeepSpeedEngine:
+    """The same update through DeepSpeed, ZeRO stage 0, 1 or 2, inside an initialised process group."""
+
+    def __init__(self, model: torch.nn.Module, train: Train) -> None:
+        import deepspeed
+
+        groups = parameter_groups(model, train.weight_decay)
+        self._engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=deepspeed_config(train))
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self._engine.module
+
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
+        # The learning rate is a pure function of the step, so it is set here and no scheduler has a state to restore.
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.backward(loss)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+
+def deepspeed_config(train: Train) -> dict[str, Any]:
+    """The DeepSpeed settings of a recipe. One ``backward`` per step, so every stage here sums gradients correctly."""
+    import torch.distributed as dist
+
+    world = dist.get_world_size()
+    return {
+        # DeepSpeed only checks this product; the loop feeds whole global batches itself
+        "train_batch_size": world,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.max_grad_norm,
+        "zero_optimization": {"stage": train.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": train.precision == "bfloat16"},
+        "optimizer": {"type": "AdamW", "params": {"lr": train.learning_rate, "torch_adam": True}},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices decay, biases and norms do not."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def freeze_unused(model: torch.nn.Module, pooling: str, pad_id: int) -> list[str]:
+    """Stop training parameters that no embedding depends on (BERT's pooler), and name them.
+
+    ZeRO flattens parameters and would decay them although they have no gradient; plain torch would not. Frozen, they
+    stay what the base says under both.
+    """
+    model.zero_grad(set_to_none=True)
+    embed(model, [np.arange(4, dtype=np.int64)], pooling, pad_id, 64).sum().backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    for name, parameter in model.named_parameters():
+        if name in unused:
+            parameter.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+    return unused

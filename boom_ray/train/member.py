@@ -1,0 +1,135 @@
+"""One member's training as a value: everything a worker needs, and what it leaves behind.
+
+The same task trains over DeepSpeed inside Ray Train (:mod:`boom_ray.train.worker`) or on plain torch in one process
+(:func:`train_plain`), which is how a built base is warmed up and how the loop is profiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from boom_ray.config import Train
+from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
+from boom_ray.data.schedule import Batch
+from boom_ray.data.tokens import TokenStore
+from boom_ray.encoder import Encoder
+from boom_ray.ledger import Key, Ledger
+from boom_ray.train.engine import Engine, PlainEngine, freeze_unused
+from boom_ray.train.loop import LoopSettings, StepRecord, train
+
+_LOGGED_POINTS = 300  # of the loss curve that the manifest keeps
+
+
+@dataclass(frozen=True)
+class MemberTask:
+    """A member to train: its place in the ledger, its inputs (directories), its settings."""
+
+    name: str
+    root: str
+    key: Key
+    base: str
+    tokens: str
+    train: Train
+    steps: int
+    seed: int
+    threads: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def draw(self) -> DrawSettings:
+        return DrawSettings(self.seed, self.train.hard_negatives)
+
+    @property
+    def log_file(self) -> Path:
+        return Path(self.root) / "scratch" / "members" / f"{self.key.name}.jsonl"
+
+
+def load(task: MemberTask, device: str) -> Encoder:
+    """The base, ready to be trained."""
+    torch.set_num_threads(task.threads)
+    encoder = Encoder.load(task.base, device=device)
+    freeze_unused(encoder.backbone, encoder.pooling, encoder.pad_id)
+    if task.train.gradient_checkpointing:
+        encoder.backbone.gradient_checkpointing_enable()
+    return encoder
+
+
+def run(task: MemberTask, encoder: Encoder, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> None:
+    settings = LoopSettings(
+        name=task.name,
+        train=task.train,
+        steps=task.steps,
+        seed=task.seed,
+        pooling=encoder.pooling,
+        pad_id=encoder.pad_id,
+    )
+    train(engine, batches, settings, log)
+
+
+def commit(task: MemberTask, encoder: Encoder, log: StepLog, width: int) -> None:
+    """Write the trained member into the ledger."""
+    with Ledger(task.root).stage(task.key, inputs={"base": task.base, "tokens": task.tokens}) as stage:
+        encoder.backbone.float()
+        encoder.save(stage.path)
+        stage.meta.update(task.meta, **log.summary(), width=width, threads=task.threads)
+
+
+def train_plain(task: MemberTask, batches: list[Batch]) -> None:
+    """Train on plain torch in this process and commit."""
+    encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
+    store = TokenStore(Path(task.tokens))
+    with StepLog(task) as log:
+        run(task, encoder, PlainEngine(encoder.backbone, task.train), local_feed(batches, store, task.draw), log)
+    commit(task, encoder, log, width=1)
+
+
+class StepLog:
+    """Every step of a member as a line of a scratch file, for the live table, and its summary for the manifest."""
+
+    def __init__(self, task: MemberTask, write: bool = True) -> None:
+        self._task = task
+        self._write = write
+        self._stream: TextIO | None = None
+        self.records: list[StepRecord] = []
+        self.started = time.time()
+
+    def __enter__(self) -> StepLog:
+        if self._write:
+            self._task.log_file.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = open(self._task.log_file, "w", encoding="utf-8")
+            self._line({"name": self._task.name, "steps": self._task.steps, "started": self.started})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream:
+            self._stream.close()
+
+    def __call__(self, record: StepRecord) -> None:
+        self.records.append(record)
+        self._line(dataclasses.asdict(record))
+
+    def _line(self, content: dict[str, Any]) -> None:
+        if self._stream:
+            self._stream.write(json.dumps(content) + "\n")
+            self._stream.flush()
+
+    def summary(self) -> dict[str, Any]:
+        """Loss curve (evenly thinned), rows, texts and tokens of this rank, and the times of start and end."""
+        every = max(1, len(self.records) // _LOGGED_POINTS)
+        return {
+            "started": self.started,
+            "finished": time.time(),
+            "steps": len(self.records),
+            "rows": sum(r.rows for r in self.records),
+            "texts": sum(r.texts for r in self.records),
+            "tokens": sum(r.tokens for r in self.records),
+            "losses": [[r.step, round(r.loss, 5)] for r in self.records[::every]],
+        }

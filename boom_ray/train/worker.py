@@ -1,0 +1,31 @@
+"""One worker of one member: the function that Ray Train runs on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from boom_ray.data.feed import feed
+from boom_ray.data.tokens import TokenStore
+from boom_ray.train import member
+from boom_ray.train.engine import DeepSpeedEngine
+from boom_ray.train.member import MemberTask, StepLog
+
+
+def train_member(config: dict[str, Any]) -> None:
+    """Train ``config["task"]`` on this rank; rank 0 commits the member."""
+    task: MemberTask = config["task"]
+    context = ray.train.get_context()
+    rank, width = context.get_world_rank(), context.get_world_size()
+    device = str(ray.train.torch.get_device())
+    encoder = member.load(task, device)
+    engine = DeepSpeedEngine(encoder.backbone, task.train)
+    batches = feed(ray.train.get_dataset_shard("train"), TokenStore(Path(task.tokens)), task.draw)
+    with StepLog(task, write=rank == 0) as log:
+        member.run(task, encoder, engine, batches, log)
+    if rank == 0:
+        member.commit(task, encoder, log, width)
+    # report is a barrier: no rank ends before the member is committed
+    ray.train.report({"steps": len(log.records), "loss": log.records[-1].loss if log.records else None})
