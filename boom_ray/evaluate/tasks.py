@@ -1,0 +1,185 @@
+"""Local evaluation sets as mteb tasks: subclasses of mteb's own task classes, so that every score is mteb's.
+
+Whole sets by default: mteb's clustering would embed 4 % of the texts. Classification keeps mteb's protocol: logistic
+regression on 8 texts per label (or ``samples_per_label`` of meta.json), ten draws. A cap is part of the data
+revision, so that capped and whole scores are never taken for one another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+from mteb.abstasks.task_metadata import TaskMetadata
+
+from boom_ray.evaluate.rows import Labelled, cap_retrieval, cap_rows, read_labelled, read_pairs, read_retrieval
+from boom_ray.evaluate.sets import EvalSet, read_meta
+
+_TYPES = {
+    "retrieval": ("Retrieval", "t2t"),
+    "reranking": ("Reranking", "t2t"),
+    "classification": ("Classification", "t2c"),
+    "clustering": ("Clustering", "t2c"),
+    "sts": ("STS", "t2t"),
+}
+_LANGUAGES = {
+    "ar": "ara-Arab", "bn": "ben-Beng", "cs": "ces-Latn", "da": "dan-Latn", "de": "deu-Latn", "el": "ell-Grek",
+    "en": "eng-Latn", "es": "spa-Latn", "fa": "fas-Arab", "fi": "fin-Latn", "fr": "fra-Latn", "he": "heb-Hebr",
+    "hi": "hin-Deva", "hu": "hun-Latn", "id": "ind-Latn", "it": "ita-Latn", "ja": "jpn-Jpan", "ko": "kor-Hang",
+    "nl": "nld-Latn", "no": "nob-Latn", "pl": "pol-Latn", "pt": "por-Latn", "ro": "ron-Latn", "ru": "rus-Cyrl",
+    "sv": "swe-Latn", "th": "tha-Thai", "tr": "tur-Latn", "uk": "ukr-Cyrl", "vi": "vie-Latn", "zh": "zho-Hans",
+    "zh-Hant": "zho-Hant",
+    "code:bash": "shell-Code", "code:java": "java-Code", "code:javascript": "javascript-Code", "code:go": "go-Code",
+    "code:php": "php-Code", "code:python": "python-Code", "code:ruby": "ruby-Code", "code:rust": "rust-Code",
+    "code:sql": "sql-Code",
+}  # fmt: skip
+
+
+def build_task(entry: EvalSet, cap: int | None = None) -> AbsTask:
+    """A fresh mteb task over a local set; its data are read when mteb asks for them.
+
+    Args:
+        entry: the set.
+        cap: texts at most, the same for every model (see docs/evaluation.md); None: the whole set.
+
+    Build a task for each evaluation: mteb's clustering draws from a random state that the task carries along.
+    """
+    return _CLASSES[entry.task_type](entry, cap)
+
+
+class _Local:
+    """What the local tasks share: metadata from the set, data from its folder."""
+
+    entry: EvalSet
+    cap: int | None
+    dataset: Any
+
+    def __init__(self, entry: EvalSet, cap: int | None) -> None:
+        self.entry = entry
+        self.cap = cap
+        self.metadata = _metadata(entry, cap)
+        super().__init__()
+
+    def unload_data(self) -> None:
+        """As mteb's, but the metadata stay: here they belong to the instance, not to the class."""
+        self.dataset = None
+        self.data_loaded = False
+
+
+class LocalRetrieval(_Local, AbsTaskRetrieval):
+    """Retrieval, and reranking as retrieval among given candidates."""
+
+    def load_data(self, **_: Any) -> None:
+        data = read_retrieval(self.entry.path, reranking=self.entry.task_type == "reranking")
+        if self.cap is not None:
+            data = cap_retrieval(data, self.cap)
+        split = RetrievalSplitData(
+            queries=Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
+            corpus=Dataset.from_dict(
+                {
+                    "id": list(data.documents),
+                    "title": [document.title for document in data.documents.values()],
+                    "text": [document.text for document in data.documents.values()],
+                }
+            ),
+            relevant_docs={query: dict(found) for query, found in data.relevant.items()},
+            top_ranked=None if data.candidates is None else {q: list(found) for q, found in data.candidates.items()},
+        )
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
+class LocalClassification(_Local, AbsTaskClassification):
+    """Logistic regression on a few training texts per label. A cap cuts the test texts only."""
+
+    def __init__(self, entry: EvalSet, cap: int | None) -> None:
+        super().__init__(entry, cap)
+        self.samples_per_label: int = read_meta(entry.path).get("samples_per_label") or self.samples_per_label
+
+    def load_data(self, **_: Any) -> None:
+        train = read_labelled(self.entry.path, "train")
+        test = _capped(read_labelled(self.entry.path, "test"), self.cap)
+        numbers = {label: number for number, label in enumerate(sorted({*train.labels, *test.labels}))}
+        self.dataset = DatasetDict(
+            {
+                split: Dataset.from_dict({"text": list(rows.texts), "label": [numbers[x] for x in rows.labels]})
+                for split, rows in (("train", train), ("test", test))
+            }
+        )
+        self.data_loaded = True
+
+
+class LocalClustering(_Local, AbsTaskClustering):
+    """k-means on all texts, ten draws."""
+
+    max_fraction_of_documents_to_embed = None
+
+    def load_data(self, **_: Any) -> None:
+        rows = _capped(read_labelled(self.entry.path, "test"), self.cap)
+        self.dataset = DatasetDict(
+            {"test": Dataset.from_dict({"sentences": list(rows.texts), "labels": list(rows.labels)})}
+        )
+        self.data_loaded = True
+
+
+class LocalSTS(_Local, AbsTaskSTS):
+    """Correlation of cosine and score. A cap counts both texts of a pair."""
+
+    min_score = 0
+    max_score = 1  # a linear scale changes no correlation
+
+    def load_data(self, **_: Any) -> None:
+        pairs = read_pairs(self.entry.path)
+        rows = list(range(len(pairs.scores)))
+        if self.cap is not None:
+            rows = cap_rows((f"{a}\0{b}" for a, b in zip(pairs.first, pairs.second, strict=True)), self.cap // 2)
+        columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.scores}
+        self.dataset = DatasetDict(
+            {"test": Dataset.from_dict({name: [values[row] for row in rows] for name, values in columns.items()})}
+        )
+        self.data_loaded = True
+
+
+_CLASSES = {
+    "retrieval": LocalRetrieval,
+    "reranking": LocalRetrieval,
+    "classification": LocalClassification,
+    "clustering": LocalClustering,
+    "sts": LocalSTS,
+}
+
+
+def _capped(rows: Labelled, cap: int | None) -> Labelled:
+    if cap is None:
+        return rows
+    kept = cap_rows(rows.texts, cap)
+    return Labelled(tuple(rows.texts[i] for i in kept), tuple(rows.labels[i] for i in kept))
+
+
+def _metadata(entry: EvalSet, cap: int | None) -> TaskMetadata:
+    kind, category = _TYPES[entry.task_type]
+    return TaskMetadata(
+        name=entry.name,
+        description=f"Local {entry.task_type} set '{entry.name}'.",
+        dataset={"path": f"local/{entry.name}", "revision": data_revision(entry, cap)},
+        type=kind,
+        category=category,
+        eval_splits=["test"],
+        eval_langs=_languages(entry.language),
+        main_score=entry.metric,
+    )
+
+
+def data_revision(entry: EvalSet, cap: int | None) -> str:
+    """Names the texts that a score was taken on: the set's digest and the cap."""
+    return entry.digest[:16] + (f"-cap{cap}" if cap is not None else "")
+
+
+def _languages(language: str) -> list[str]:
+    """mteb's codes of a meta.json language: "en", "code:python", "ar,de->en"; what is not known is undetermined."""
+    codes = {_LANGUAGES[part] for part in re.split(r",|->", language) if part in _LANGUAGES}
+    return sorted(codes) or ["und-Zyyy"]

