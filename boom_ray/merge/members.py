@@ -1,0 +1,130 @@
+"""The members of a merge as one set of tensors: matched by name, checked against each other, addressable by kernels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from boom_ray.config import BoomError
+from boom_ray.ledger import identity
+from boom_ray.merge.headers import FLOATS, Tensor
+from boom_ray.merge.shards import Checkpoint, Maps, open_checkpoint
+
+CODES = {"F32": 0, "BF16": 1, "F16": 2}
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Members:
+    """Checkpoints ``[members..., base?]`` with equal tensors. Names are the first member's."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    has_base: bool
+    rows: dict[str, tuple[Tensor, ...]]
+
+    @property
+    def count(self) -> int:
+        return len(self.checkpoints) - self.has_base
+
+    @cached_property
+    def floats(self) -> dict[str, int]:
+        """Name → number of elements of the tensors that are merged, in file order."""
+        return {name: row[0].size for name, row in self.rows.items() if row[0].dtype in FLOATS}
+
+    @cached_property
+    def copied(self) -> list[str]:
+        """Names of integer tensors (position ids): equal in all members, taken over as they are."""
+        return [name for name, row in self.rows.items() if row[0].dtype not in FLOATS]
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        return tuple(identity(checkpoint.digest_input) for checkpoint in self.checkpoints)
+
+    def sources(self, name: str, maps: Maps, mapped: bool) -> np.ndarray:
+        """Rows (K, 4) for the kernels: address or 0, descriptor, byte offset, type code."""
+        table = np.empty((len(self.checkpoints), 4), np.int64)
+        for k, tensor in enumerate(self.rows[name]):
+            path = self.checkpoints[k].directory / tensor.file
+            address = maps.address(path) if mapped and tensor.size else 0
+            table[k] = address, maps.descriptor(path), tensor.offset, CODES[tensor.dtype]
+        return table
+
+    def where(self, name: str, k: int) -> str:
+        """Text that names tensor ``name`` of vector ``k`` in a message."""
+        return f"{self.checkpoints[k].directory}: tensor '{self.rows[name][k].name}'"
+
+
+def open_members(members: Sequence[str | os.PathLike[str]], base: str | os.PathLike[str] | None) -> Members:
+    """Open and match member checkpoints (and the base, as the last vector).
+
+    Raises:
+        BoomError: damaged or missing files; a tensor that one of them lacks; shapes or integer tensors that differ.
+    """
+    if not members:
+        raise BoomError("a merge needs at least one member. Name model directories.")
+    checkpoints = tuple(open_checkpoint(path) for path in [*members, *([base] if base is not None else [])])
+    first = checkpoints[0]
+    matched = [_match(first, other) for other in checkpoints]
+    rows = {name: tuple(found[name] for found in matched) for name in first.tensors}
+    found = Members(checkpoints, base is not None, rows)
+    _check_equal_shapes(found)
+    _check_copied(found)
+    return found
+
+
+def _match(first: Checkpoint, other: Checkpoint) -> dict[str, Tensor]:
+    """``other``'s tensors by ``first``'s names, equal up to a leading ``model.`` of all names of one of them."""
+    plain = {_plain(name): name for name in first.tensors}
+    if len(plain) != len(first.tensors):
+        raise BoomError(f"{first.directory} has tensors that differ only by a leading '{_PREFIX}'. Rename one of them.")
+    found = {plain.get(_plain(name), name): tensor for name, tensor in other.tensors.items()}
+    lacking = [name for name in first.tensors if name not in found]
+    extra = [name for name in found if name not in first.tensors]
+    if lacking or extra or len(found) != len(other.tensors):
+        raise BoomError(
+            f"{other.directory} does not have the same tensors as {first.directory}: it lacks {_list(lacking)}; it has "
+            f"besides {_list(extra)}. Merge models of one architecture."
+        )
+    return found
+
+
+def _plain(name: str) -> str:
+    folder, slash, tensor = name.rpartition("/")
+    return folder + slash + tensor.removeprefix(_PREFIX)
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:5])
+    return (shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
+
+
+def _check_equal_shapes(members: Members) -> None:
+    for name, row in members.rows.items():
+        for k, tensor in enumerate(row):
+            if tensor.shape != row[0].shape:
+                raise BoomError(
+                    f"{members.where(name, k)} has shape {list(tensor.shape)}, but {members.where(name, 0)} has "
+                    f"{list(row[0].shape)}. Members must come from one base with one vocabulary."
+                )
+            if (tensor.dtype in FLOATS) != (row[0].dtype in FLOATS) or (
+                tensor.dtype not in FLOATS and tensor.dtype != row[0].dtype
+            ):
+                raise BoomError(
+                    f"{members.where(name, k)} has type {tensor.dtype}, but the first member's has {row[0].dtype}."
+                )
+            if tensor.dtype == "F64" or tensor.dtype.startswith("F8"):
+                raise BoomError(f"{members.where(name, k)} has type {tensor.dtype}; merged are {', '.join(FLOATS)}.")
+
+
+def _check_copied(members: Members) -> None:
+    for name in members.copied:
+        views = [c.view(row.name) for c, row in zip(members.checkpoints, members.rows[name], strict=True)]
+        for k, view in enumerate(views):
+            if not np.array_equal(view, views[0]):
+                raise BoomError(
+                    f"{members.where(name, k)} is not a float tensor and differs from the first member's. Refused."
+                )
