@@ -37,14 +37,18 @@ class Selection:
 
 
 def select(functions: Iterable[Function], source: PythonEnvironmentSource) -> Selection:
-    """Deduplicate, cut to ``max_functions``, and split by the hash of the qualified name and of the package."""
+    """Deduplicate, cut to ``max_functions``, and split by the hash of the qualified name and of the package.
+
+    A package with no function left to train on brings none to the in-domain evaluation either.
+    """
     kept = _cut(deduplicate(functions), source.max_functions)
     withheld = withheld_packages(Counter(f.package for f in kept), source)
-    groups: tuple[list[Function], ...] = ([], [], [])
-    for function in kept:
-        held_out = _unit_hash(function.qualified_name) < source.held_out_functions
-        groups[2 if function.package in withheld else int(held_out)].append(function)
-    return Selection(*map(tuple, groups))
+    away = [f for f in kept if f.package in withheld]
+    near = [f for f in kept if f.package not in withheld]
+    train = [f for f in near if _unit_hash(f.qualified_name) >= source.held_out_functions]
+    trained = {f.package for f in train}
+    held_out = [f for f in near if f.package in trained and _unit_hash(f.qualified_name) < source.held_out_functions]
+    return Selection(tuple(train), tuple(held_out), tuple(away))
 
 
 def deduplicate(functions: Iterable[Function]) -> list[Function]:

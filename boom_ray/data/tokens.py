@@ -6,6 +6,7 @@ the processes of a node share one copy.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -101,7 +102,7 @@ class _Nested:
 
     def row(self, row: int) -> list[np.ndarray]:
         ends = self.texts[self.rows[row] : self.rows[row + 1] + 1].tolist()
-        return [self.tokens[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.tokens[a:b] for a, b in itertools.pairwise(ends)]
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         return self.texts[self.rows[rows + 1]] - self.texts[self.rows[rows]]
