@@ -205,7 +205,7 @@ def _write_meta(folder: Path, task_type: str, language: str, trained_by: list[st
 
 
 def _write_jsonl(file: Path, rows: Iterable[dict[str, str]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows)  # ASCII: code may hold characters that end a line elsewhere
     file.write_bytes(gzip.compress(text.encode(), mtime=0))  # no time stamp: equal sets are equal bytes
 
 

@@ -166,8 +166,12 @@ def _code(node: _Definition, lines: list[str]) -> str | None:
     if not any(map(_acts, body)) or docstring.lineno == node.lineno or body[0].lineno == docstring.end_lineno:
         return None
     kept = lines[node.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : node.end_lineno]
-    code = "\n".join(line[node.col_offset :].rstrip() for line in kept if line.strip())
+    code = "\n".join(_dedented(line, node.col_offset) for line in kept if line.strip())
     return code[:CODE_CHARACTERS].strip() if "\0" not in code else None
+
+
+def _dedented(line: str, columns: int) -> str:
+    return (line[columns:] if not line[:columns].strip() else line).rstrip()
 
 
 def _acts(statement: ast.stmt) -> bool:

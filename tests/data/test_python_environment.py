@@ -28,7 +28,8 @@ class Reader:
 
         Longer text.
         """
-        return self.lines[0]
+        return self.lines[0] + """
+at the margin"""
 
     def todo(self):
         """This one has nothing to do."""
@@ -57,7 +58,7 @@ def test_read_source_takes_code_without_docstring():
     assert sorted(found) == ["pkg.io.Reader.first_line", "pkg.io.fetch"]
     first = found["pkg.io.Reader.first_line"]
     assert first.summary == "Return the first line of the file."
-    assert first.code == "def first_line(self):\n    return self.lines[0]"
+    assert first.code == 'def first_line(self):\n    return self.lines[0] + """\nat the margin"""'
     assert "network" not in found["pkg.io.fetch"].code
 
 
