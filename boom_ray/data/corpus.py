@@ -46,6 +46,7 @@ def build_corpus(corpus: Corpus, seed: int, evaluation_texts: Iterable[str], out
         BoomError: a missing or unreadable source, more bad rows than ``max_bad_fraction``, no training rows, or a
             dataset with two task types or two instructions.
     """
+    out = out.absolute()  # a worker may stand in another folder
     work = out / "parts"
     work.mkdir(parents=True)
     units, own_texts = _units(corpus, work, out / "eval")
@@ -76,6 +77,7 @@ def tokenise(corpus_dir: Path, tokenizer_dir: Path, max_tokens: int, out: Path) 
     Raises:
         BoomError: the directory holds no fast tokenizer.
     """
+    corpus_dir, out = corpus_dir.absolute(), out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(corpus_dir / "datasets.json", out / "datasets.json")
     effective = out / "tokenizer.tmp"

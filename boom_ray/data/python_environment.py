@@ -16,6 +16,7 @@ import math
 import os
 import platform
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
@@ -185,14 +186,23 @@ def _module(file: str) -> str:
 
 
 def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution, str]]:
-    """``(name, distribution, RECORD)``, the first of each name as on ``sys.path``; boom_ray itself is left out."""
+    """``(name, distribution, RECORD)``, of every distribution installed in this environment; boom_ray itself is left out.
+
+    Only the interpreter's own site folders count: ``import ray`` puts a folder of bundled distributions on
+    ``sys.path``, and the environment must be the same before and after it.
+    """
+    sites = [entry for entry in sys.path if os.path.basename(entry) in ("site-packages", "dist-packages")]
     seen = {"boom-ray"}
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib.metadata.distributions(path=sites):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         record = distribution.read_text("RECORD")
         if name and record and name not in seen:
             seen.add(name)
             yield name, distribution, record
+
+
+def _site_packages() -> list[str]:
+    return list(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
 
 
 def _installed() -> Iterator[Package]:

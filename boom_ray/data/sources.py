@@ -27,12 +27,12 @@ class BadRow:
 
 
 def resolve(source: FilesSource) -> list[Path]:
-    """The files of a source, in sorted order: one file, a folder's direct children, or what a glob matches.
+    """The files of a source, absolute and sorted: one file, a folder's direct children, or what a glob matches.
 
     Raises:
         BoomError: nothing there, an empty folder, or a kind of file that boom_ray does not read.
     """
-    path = Path(source.path).expanduser()
+    path = Path(source.path).expanduser().absolute()  # a worker may stand in another folder
     if path.is_dir():
         return _in_folder(path)
     if path.is_file():

@@ -189,3 +189,14 @@ def test_fingerprint_is_quick_and_names_distributions():
     names = [name for name, _, _ in first["distributions"]]
     assert "numpy" in names
     assert "boom-ray" not in names
+
+
+def test_fingerprint_and_packages_do_not_change_with_sys_path(monkeypatch, tmp_path):
+    """``import ray`` adds a folder of bundled distributions, and a second run must find the same environment."""
+    before = fingerprint(SOURCE), list_packages(SOURCE)
+    info = tmp_path / "bundled" / "numpy-0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.1\n")
+    (info / "RECORD").write_text("numpy/x.py,,9\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "bundled"))
+    assert (fingerprint(SOURCE), list_packages(SOURCE)) == before
