@@ -144,7 +144,7 @@ def cosine(summary: Summary) -> Figure | None:
 def weights(summary: Summary) -> Figure | None:
     """Merge weights by ratio, uniform and searched, one group of bars per member."""
     merges = [m for m in summary["models"] if m["kind"] == "merge" and m.get("weights")]
-    if not merges:
+    if not merges or len(summary["members"]) < 2:
         return None
     names = [m["name"] for m in summary["members"]]
     colour, hatches = colours(summary), {"merge-ratio": "////", "merge-uniform": "\\\\\\\\", "merge-searched": ""}
@@ -162,7 +162,7 @@ def weights(summary: Summary) -> Figure | None:
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, color=MUTED)
     ratios = {m["name"]: percent(m["ratio"]) for m in summary["members"]}
     axes.set_xticks(range(len(names)), [f"{name}\n{ratios[name]}" for name in names])
-    axes.tick_params(axis="x", length=0)
+    axes.tick_params(axis="x", length=0, labelrotation=90 if len(names) > 6 else 0)
     axes.set_ylabel("weight, normalised")
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.6)

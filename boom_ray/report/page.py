@@ -147,6 +147,7 @@ def _figures(summary: Summary) -> str:
 
 def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
     at_once = most_at_once(summary["members"])
+    split = "; in-domain above the dotted line" if all(sets_of(summary, domain) for domain in DOMAINS) else ""
     return {
         "scatter": (
             "Scores of base, members and merges",
@@ -155,11 +156,11 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
         "timeline": ("Timeline", f"At most {at_once} member{'s' * (at_once != 1)} trained at the same moment."),
         "gains": (
             "Gain over base, set by set",
-            "Right of the line is better than base; in-domain above the dotted line.",
+            f"Right of the line is better than base{split}.",
         ),
         "losses": ("Loss of the members", "Thin as measured, thick smoothed; a larger bag takes more steps."),
         "cost": ("Cost of every stage", "Wall time multiplied by the CPUs or GPUs held."),
-        "weights": ("Merge weights", "The share of each member: by bag ratio, even, and as the search found it."),
+        "weights": ("Merge weights", "The share of each member: by bag ratio, even, and searched."),
         "search": ("Search of weights and scale", "Objective on dev half A, never on a reported set."),
         "cosine": (
             "Do the members agree?",
