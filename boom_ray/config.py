@@ -27,7 +27,7 @@ class BoomError(Exception):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BuildBase(_Frozen):
@@ -339,7 +339,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _index(part: str, node: list[Any], override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
+    if not part.isdecimal() or int(part) >= len(node):
         raise BoomError(f"--set {override!r}: '{part}' must be an index from 0 to {len(node) - 1}.")
     return int(part)
 

@@ -96,7 +96,7 @@ class Ledger:
                     f"run directory {ledger.root} belongs to recipe '{owner}', not to '{name}'. "
                     f"Give another --run-dir, or rename the recipe if it continues that run."
                 )
-        elif ledger.root.exists() and (not ledger.root.is_dir() or any(ledger.root.iterdir())):
+        elif ledger.root.exists() and not _is_empty(ledger.root):
             raise BoomError(f"{ledger.root} exists and is not a run directory of boom_ray. Give another --run-dir.")
         else:
             ledger.root.mkdir(parents=True, exist_ok=True)
@@ -113,12 +113,15 @@ class Ledger:
         """The committed artifact's manifest.
 
         Raises:
-            BoomError: there is no such artifact.
+            BoomError: there is no such artifact, or its manifest is damaged.
         """
+        file = self.path(key) / key.manifest
         try:
-            return json.loads((self.path(key) / key.manifest).read_text())
+            return json.loads(file.read_text())
         except FileNotFoundError:
             raise BoomError(f"{self.path(key)} has not been made yet. `boom-ray run` makes what is missing.") from None
+        except ValueError:
+            raise BoomError(f"{file} is damaged. Delete {self.path(key)}; the next run makes it again.") from None
 
     def read_json(self, key: Key, file: str) -> Any:
         return json.loads((self.path(key) / file).read_text())
@@ -172,7 +175,12 @@ class Ledger:
                 shutil.rmtree(stage.path)
                 return
             shutil.rmtree(target)
-        os.rename(stage.path, target)
+        try:
+            os.rename(stage.path, target)
+        except OSError:
+            if not self.has(key):
+                raise
+            shutil.rmtree(stage.path)  # a second writer committed between the look above and the rename
         _sync_directory(target.parent)
 
     def scratch(self, *parts: str) -> Path:
@@ -192,8 +200,13 @@ class Ledger:
 
     def sweep(self) -> None:
         """Remove temporary siblings that a killed run left behind. Call it only while no other run is writing."""
-        for leftover in self.root.glob(f"*/{_TEMPORARY}*"):
+        for leftover in (*self.root.glob(f"{_TEMPORARY}*"), *self.root.glob(f"*/{_TEMPORARY}*")):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _is_empty(path: Path) -> bool:
+    """A directory that holds nothing but what a kill left while the run directory was made."""
+    return path.is_dir() and all(entry.name.startswith(_TEMPORARY) for entry in path.iterdir())
 
 
 def checksums(directory: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,100 @@
+"""Fixtures that several rooms share: a tiny tokenised corpus of every task type, and a tiny BERT that reads it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+# A shared machine is slow at times, and CI must not find by chance what nobody can find again.
+hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("boom_ray")
+
+SIZES = {"ask": ("retrieval", 60), "sort": ("classification", 40), "group": ("clustering", 30), "alike": ("sts", 30)}
+MAX_TOKENS = 24
+WORDS = [a + b for a in ("red", "blue", "old", "new", "big", "low") for b in ("cat", "ship", "tree", "song", "town")]
+
+
+def _example(name: str, number: int, rng: random.Random) -> dict[str, Any]:
+    """Row ``number`` of a dataset: 0 to 3 negatives, every fifth row two positives, lengths from 2 words to too many."""
+
+    def text(longest: int = 12) -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))
+
+    task_type = SIZES[name][0]
+    pos = [f"{text()} {number}" for _ in range(2 if number % 5 == 0 else 1)]
+    if task_type == "classification":
+        pos = [f"label {number % 4}"]  # the same text for many rows: a false negative of one another
+    neg = [] if task_type == "sts" else [f"not {text(40)}" for _ in range(number % 4)]
+    score = (number % 6) / 5 if task_type == "sts" else None
+    return {"query": f"{text(8)} {number}", "pos": pos, "neg": neg, "score": score}
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Row shards (two) and datasets.json of 160 rows: retrieval, classification, clustering and sts."""
+    import pyarrow as pa
+
+    from boom_ray.data.parts import ROWS
+    from boom_ray.data.schema import row_id
+
+    folder, rng = tmp_path_factory.mktemp("small_corpus"), random.Random(5)
+    empty = {"query": "", "passage": ""}
+    datasets = [{"name": n, "task_type": t, "rows": c, "instruction": empty} for n, (t, c) in SIZES.items()]
+    (folder / "datasets.json").write_text(json.dumps(datasets))
+    rows = []
+    for name, (task_type, count) in SIZES.items():
+        for number in range(count):
+            row = _example(name, number, rng)
+            identity = row_id(name, row["query"], row["pos"])
+            rows.append({"id": identity, "dataset": name, "task_type": task_type, **row})
+    for shard, part in enumerate((rows[:70], rows[70:])):
+        with pa.ipc.new_file(str(folder / f"rows-{shard:05d}.arrow"), ROWS) as writer:
+            writer.write_batch(pa.RecordBatch.from_pylist(part, schema=ROWS))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from boom_ray.data.tokens import train_tokenizer
+
+    out = tmp_path_factory.mktemp("small_tokenizer")
+    train_tokenizer(small_corpus, 300, MAX_TOKENS, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_tokens(small_corpus: Path, small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the corpus' token shards: open it with ``TokenStore``."""
+    from boom_ray.data.tokens import save_effective_tokenizer, tokenise_shard
+
+    out = tmp_path_factory.mktemp("small_tokens")
+    (out / "datasets.json").write_text((small_corpus / "datasets.json").read_text())
+    save_effective_tokenizer(small_tokenizer, MAX_TOKENS, out / "tokenizer.tmp")
+    for shard in sorted(small_corpus.glob("rows-*")):
+        tokenise_shard(shard, out / "tokenizer.tmp", out / "datasets.json", out)
+    (out / "tokenizer.tmp").unlink()
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_base(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``small_base(seed=0, pooling="mean")``: the directory of a BERT of 2 layers of 32 with random weights."""
+    from boom_ray.config import BuildBase, Pooling
+    from boom_ray.encoder import build_base
+
+    root = tmp_path_factory.mktemp("small_base")
+
+    def make(seed: int = 0, pooling: Pooling = "mean") -> Path:
+        out = root / f"{pooling}-{seed}"
+        if not out.exists():
+            build = BuildBase(layers=2, hidden=32, heads=2, vocab=300, warm_steps=0, learning_rate=1e-3)
+            build_base(build, small_tokenizer, out, pooling, MAX_TOKENS, seed)
+        return out
+
+    return make
