@@ -81,7 +81,7 @@ def embed(
 
 
 class Encoder:
-    """A loaded encoder. ``backbone`` is a plain Hugging Face model; everything else is in the directory's small files."""
+    """A loaded encoder: ``backbone`` is a plain Hugging Face model, the rest is in the directory's small files."""
 
     def __init__(self, backbone: torch.nn.Module, tokenizer: Any, pooling: Pooling, max_tokens: int) -> None:
         self.backbone = backbone

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 from boom_ray.config import Recipe
 from boom_ray.data.bagging import Draw
@@ -49,13 +50,22 @@ class Final:
         self._ledger = Ledger(task.root)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
-        """Stream the members into one model with these merge weights and this scale."""
-        keys, recipe = self._task.keys, self._task.recipe
-        key = keys.merges[name]
-        with self._ledger.stage(key, inputs={"members": [k.identity for k in keys.members]}) as stage:
-            merge_spec(self._ledger, keys, recipe).write(weights, scale, stage.path, recipe.merge.shard_size)
-            stage.meta.update(weights=list(weights), scale=scale, method=recipe.merge.method)
-            stage.meta["members"] = [path.name for path in member_dirs(self._ledger, keys)]
+        """Stream the members into one model with these merge weights and this scale, from the cached Gram matrices."""
+        from boom_ray.merge.gram import Grams
+        from boom_ray.merge.methods import coefficients
+        from boom_ray.merge.stream import MergeOptions, merge_weights
+
+        settings, keys = self._task.recipe.merge, self._task.keys
+        members = [self._ledger.path(key) for key in keys.members]
+        grams = Grams.load(self._ledger.path(keys.grams) / "grams.npz")
+        chosen = coefficients(settings.method, grams, weights, scale=scale, task_vectors=settings.task_vectors)
+        inputs = {"members": [key.identity for key in keys.members], "base": keys.base.identity}
+        with self._ledger.stage(keys.merges[name], inputs=inputs) as stage:
+            options = MergeOptions(shard_size=settings.shard_size.replace(" ", ""))
+            merge_weights(chosen, members, self._ledger.path(keys.base), stage.path, options=options)
+            recipe = mergekit_recipe(self._task, weights, scale)
+            (stage.path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+            stage.meta.update(weights=list(weights), scale=scale, method=settings.method)
 
     def score(self, name: str, model: Key, key: Key) -> None:
         """Score one model on all sets with mteb, and on both dev halves."""
@@ -100,3 +110,18 @@ class Final:
                 members=summary["members"], models=summary["models"], corpus=summary["corpus"], seed=recipe.seed
             )
         return str(self._ledger.path(keys.published))
+
+
+def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> dict[str, Any]:
+    """The merge as a mergekit recipe, with paths relative to the run directory; ``scale`` is boom_ray's own."""
+    keys, settings = task.keys, task.recipe.merge
+    models = [
+        {"model": f"{key.kind}/{key.name}", "parameters": {"weight": float(weight)}}
+        for key, weight in zip(keys.members, weights, strict=True)
+    ]
+    recipe: dict[str, Any] = {"merge_method": settings.method, "models": models, "dtype": "float32"}
+    if settings.task_vectors or scale != 1.0:
+        recipe["base_model"] = f"{keys.base.kind}/{keys.base.name}"
+    if scale != 1.0:
+        recipe["parameters"] = {"scale": float(scale)}
+    return recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,9 +12,9 @@ import ray
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_DEDUP_LOGS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a 0-GPU actor must not hide the GPUs of its node from itself
 }
 _OBJECT_STORE_BYTES = 256 << 20  # rows never travel through it: descriptors and small results do
 
@@ -29,6 +30,9 @@ def ray_session() -> Iterator[None]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # Ray's own notes (token mode is on, a dataset has ended) would drown the run's lines; its log files keep them
+    for name in ("ray.data", "ray.tune", "ray._private.authentication"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     options: dict[str, object] = {"log_to_driver": False, "logging_level": "warning"}
     if not os.environ.get("RAY_ADDRESS"):
         cpus = len(os.sched_getaffinity(0))

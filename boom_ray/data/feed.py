@@ -1,18 +1,19 @@
 """Feeding ranks through Ray Data: each rank has its own Ray Dataset of batch descriptors, in schedule order.
 
-The stock ``DataConfig`` calls ``streaming_split(equal=True)``, which ties no row to a rank and drops the tail; here
-Ray Data carries descriptors (a step and this rank's row numbers) and never decides an order. The rows themselves are
-taken from memory-mapped Arrow shards where they are used.
+Ray Train would by default split one dataset with ``streaming_split(equal=True)``, which ties no row to a rank and drops
+the tail; here Ray Data carries descriptors (a step and this rank's row numbers) and never decides an order. The rows
+themselves are taken from memory-mapped Arrow shards where they are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import ray.data
+from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
 from boom_ray.data.batches import DrawSettings, TrainBatch, assemble
@@ -42,27 +43,18 @@ def descriptors(batches: Sequence[Batch], rank: int, width: int, first_step: int
 
 
 def rank_datasets(batches: Sequence[Batch], width: int) -> dict[str, Dataset]:
-    """``{"rank-0": Dataset, ...}`` for a ``TorchTrainer``."""
-    return {f"rank-{rank}": ray.data.from_arrow(descriptors(batches, rank, width)) for rank in range(width)}
+    """``{"rank-0": Dataset, ...}`` for a ``TorchTrainer``; rank r asks for the shard of its own name."""
+    return {shard_name(rank): ray.data.from_arrow(descriptors(batches, rank, width)) for rank in range(width)}
 
 
-class RankDataConfig(DataConfig):
-    """Gives every rank the dataset that was made for it, under the name ``train``, in order."""
+def shard_name(rank: int) -> str:
+    return f"rank-{rank}"
 
-    def configure(
-        self, datasets: dict[str, Dataset], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
-    ) -> list[dict[str, DataIterator]]:
-        if len(datasets) != world_size:
-            raise ValueError(
-                f"{len(datasets)} rank datasets for {world_size} workers: the width is fixed when a member starts"
-            )
-        shards = []
-        for rank in range(world_size):
-            dataset = datasets[f"rank-{rank}"]
-            dataset = dataset.copy(dataset)
-            dataset.context.execution_options.preserve_order = True
-            shards.append({"train": dataset.iterator()})
-        return shards
+
+def rank_data_config() -> DataConfig:
+    """Every rank takes its own dataset whole and in order: nothing is split."""
+    options = ExecutionOptions(preserve_order=True)
+    return DataConfig(datasets_to_split=[], execution_options=options)
 
 
 def feed(shard: DataIterator, store: TokenStore, settings: DrawSettings) -> Iterator[TrainBatch]:

@@ -201,9 +201,6 @@ def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution, str
             yield name, distribution, record
 
 
-def _site_packages() -> list[str]:
-    return list(dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")))
-
 
 def _installed() -> Iterator[Package]:
     for name, distribution, record in _distributions():

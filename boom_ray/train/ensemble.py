@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from boom_ray.config import BoomError
-from boom_ray.data.feed import RankDataConfig, rank_datasets
+from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch
 from boom_ray.ledger import Ledger
 from boom_ray.resources import Bundle, Placement
@@ -108,7 +108,7 @@ def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width
                 failure_config=FailureConfig(max_failures=1),
             ),
             datasets=rank_datasets(batches, width),
-            dataset_config=RankDataConfig(),
+            dataset_config=rank_data_config(),
         )
     trainer.fit()
     if not ledger.has(task.key):

@@ -22,8 +22,8 @@ from boom_ray.data.schedule import Batch
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
-from boom_ray.train.engine import Engine, PlainEngine, freeze_unused
-from boom_ray.train.loop import LoopSettings, StepRecord, train
+from boom_ray.train.engine import PlainEngine, freeze_unused
+from boom_ray.train.loop import Engine, LoopSettings, StepRecord, train
 
 _LOGGED_POINTS = 300  # of the loss curve that the manifest keeps
 

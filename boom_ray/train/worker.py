@@ -7,7 +7,7 @@ from typing import Any
 
 import ray.train
 
-from boom_ray.data.feed import feed
+from boom_ray.data.feed import feed, shard_name
 from boom_ray.data.tokens import TokenStore
 from boom_ray.train import member
 from boom_ray.train.engine import DeepSpeedEngine
@@ -22,7 +22,7 @@ def train_member(config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     encoder = member.load(task, device)
     engine = DeepSpeedEngine(encoder.backbone, task.train)
-    batches = feed(ray.train.get_dataset_shard("train"), TokenStore(Path(task.tokens)), task.draw)
+    batches = feed(ray.train.get_dataset_shard(shard_name(rank)), TokenStore(Path(task.tokens)), task.draw)
     with StepLog(task, write=rank == 0) as log:
         member.run(task, encoder, engine, batches, log)
     if rank == 0:
