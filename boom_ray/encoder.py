@@ -10,6 +10,7 @@ and encoded in chunks of at most ``chunk_tokens`` padded tokens.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def embed(
     backbone: torch.nn.Module, sequences: Sequence[np.ndarray], pooling: str, pad_id: int, chunk_tokens: int
 ) -> torch.Tensor:
     """Unit vectors [N, D] of N token sequences, in input order; differentiable unless grad is off."""
+    if not sequences:  # a rank without rows: no vectors, but a graph, so that its gradients are zeros and not missing
+        return embed(backbone, [np.array([pad_id])], pooling, pad_id, chunk_tokens)[:0]
     device = next(backbone.parameters()).device
     parts, order = [], []
     for chunk in length_chunks([len(s) for s in sequences], chunk_tokens):
@@ -97,6 +100,7 @@ class Encoder:
         Raises:
             BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModel
         from transformers.utils import logging
 
@@ -104,17 +108,18 @@ class Encoder:
         directory = Path(directory)
         pooling, max_tokens = _read_modules(directory)
         tokenizer = load_tokenizer(directory)
+        options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
         try:
-            backbone = AutoModel.from_pretrained(
-                directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError) as error:
+            # what the file lacks (many have no pooler) is made up: the same in every run, it is saved with the rest
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                backbone = AutoModel.from_pretrained(directory, local_files_only=True, **options)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise BoomError(f"{directory} holds no model that can be loaded: {_first_line(error)}") from None
         encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or _position_limit(backbone, tokenizer))
         encoder.backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        settings = directory / "config_sentence_transformers.json"
-        if settings.is_file():
-            encoder.prompts = json.loads(settings.read_text()).get("prompts") or {}
+        if (directory / "config_sentence_transformers.json").is_file():
+            encoder.prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
         return encoder
 
     @property
@@ -257,7 +262,7 @@ def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Poolin
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = BertModel(config, add_pooling_layer=False)
+        backbone = BertModel(config)  # with its unused pooler, so that base and members have the same tensors
     Encoder(backbone, tokenizer, pooling, max_tokens).save(out)
 
 
@@ -266,20 +271,33 @@ def _read_modules(directory: Path) -> tuple[Pooling | None, int | None]:
     modules = directory / "modules.json"
     if not modules.is_file():
         return None, None
-    entries = {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in json.loads(modules.read_text())}
+    try:
+        entries = {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in _read_json(directory, "modules.json")}
+    except (TypeError, KeyError):
+        raise BoomError(f"{modules} is no list of modules with a type and a path.") from None
     if unknown := [kind for kind in entries if kind not in _MODULES]:
         raise BoomError(f"{modules} lists {', '.join(unknown)}; supported modules are {', '.join(_MODULES)}.")
     pooling: Pooling | None = None
     if "Pooling" in entries:
-        settings = json.loads((directory / entries["Pooling"] / "config.json").read_text())
+        settings = _read_json(directory, f"{entries['Pooling']}/config.json")
         modes = [mode for mode, flag in _POOLING_FLAGS.items() if settings.get(flag)]
         modes = modes or [settings.get("pooling_mode", "mean")]
         if len(modes) != 1 or modes[0] not in _SUPPORTED:
             raise BoomError(f"{directory}: pooling {modes} is not supported; supported are {', '.join(_SUPPORTED)}.")
         pooling = modes[0]
-    sizes = directory / "sentence_bert_config.json"
-    limit = json.loads(sizes.read_text()).get("max_seq_length") if sizes.is_file() else None
+    sizes = "sentence_bert_config.json"
+    limit = _read_json(directory, sizes).get("max_seq_length") if (directory / sizes).is_file() else None
     return pooling, limit
+
+
+def _read_json(directory: Path, name: str) -> Any:
+    """A small file of a model directory. The directory is not trusted: a name that leads out of it is refused."""
+    if os.path.normpath(name).startswith((os.pardir, os.sep)):
+        raise BoomError(f"{directory}: '{name}' leaves the directory, so it is not read.")
+    try:
+        return json.loads((directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BoomError(f"{directory / name} cannot be read: {_first_line(error)}") from None
 
 
 def _position_limit(backbone: torch.nn.Module, tokenizer: Any) -> int:

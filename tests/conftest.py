@@ -6,33 +6,14 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
+from small_corpus import MAX_TOKENS, SIZES, example
 
 # A shared machine is slow at times, and CI must not find by chance what nobody can find again.
 hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("boom_ray")
-
-SIZES = {"ask": ("retrieval", 60), "sort": ("classification", 40), "group": ("clustering", 30), "alike": ("sts", 30)}
-MAX_TOKENS = 24
-WORDS = [a + b for a in ("red", "blue", "old", "new", "big", "low") for b in ("cat", "ship", "tree", "song", "town")]
-
-
-def _example(name: str, number: int, rng: random.Random) -> dict[str, Any]:
-    """Row ``number`` of a dataset: 0 to 3 negatives, every fifth row two positives, lengths from 2 words to too many."""
-
-    def text(longest: int = 12) -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(2, longest)))
-
-    task_type = SIZES[name][0]
-    pos = [f"{text()} {number}" for _ in range(2 if number % 5 == 0 else 1)]
-    if task_type == "classification":
-        pos = [f"label {number % 4}"]  # the same text for many rows: a false negative of one another
-    neg = [] if task_type == "sts" else [f"not {text(40)}" for _ in range(number % 4)]
-    score = (number % 6) / 5 if task_type == "sts" else None
-    return {"query": f"{text(8)} {number}", "pos": pos, "neg": neg, "score": score}
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +31,7 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for name, (task_type, count) in SIZES.items():
         for number in range(count):
-            row = _example(name, number, rng)
+            row = example(name, number, rng)
             identity = row_id(name, row["query"], row["pos"])
             rows.append({"id": identity, "dataset": name, "task_type": task_type, **row})
     for shard, part in enumerate((rows[:70], rows[70:])):

@@ -1,0 +1,35 @@
+"""What the ledger says of the bags, counted by brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from boom_ray.data.bagging import bag_rows, dev_rows, draw
+from boom_ray.data.membership import corpus_rows, counts
+
+
+def test_rows_of_a_tokenised_corpus(small_tokens):
+    rows = corpus_rows(small_tokens)
+    assert rows.names == ("ask", "sort", "group", "alike")
+    assert [len(rows.of(i)) for i in range(4)] == [60, 40, 30, 30]
+    assert rows.ids.shape == (160, 16)
+    assert len(np.unique(rows.ids, axis=0)) == 160
+
+
+def test_counts_by_brute_force(small_tokens):
+    rows = corpus_rows(small_tokens)
+    drawn = draw(rows, (0.25, 0.5, 1.0), False, (0.1, 5), 3)
+    told = counts(rows, drawn)
+    assert told["ratios"] == [0.25, 0.5, 1.0]
+    bags = [bag_rows(rows, drawn, bag) for bag in drawn.bags]
+    for index, name in enumerate(rows.names):
+        entry = told["datasets"][name]
+        a, b = (set(dev_rows(rows, drawn, half)[name].tolist()) for half in "ab")
+        training = set(rows.of(index).tolist()) - a - b
+        assert (entry["dev_a"], entry["dev_b"], entry["train"]) == (len(a), len(b), len(training))
+        for member, bag in zip(entry["members"], bags, strict=True):
+            mine = set(bag[name].tolist())
+            assert member["in_bag"] == len(mine)
+            assert member["out_of_bag"] == len(training - mine)
+            assert member["shared"] == [len(mine & set(other[name].tolist())) for other in bags]
+        assert entry["members"][-1]["out_of_bag"] == 0
