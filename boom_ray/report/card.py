@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from boom_ray.report.layout import duration, percent
+from boom_ray.report.layout import busy, duration, percent
 from boom_ray.report.redact import scrub
 from boom_ray.report.tables import (
     DOMAINS,
@@ -101,9 +101,9 @@ def _front_matter(summary: Summary, recipe: Mapping[str, Any]) -> str:
 
 
 def _language(code: str) -> str:
-    """A hub's language tag from mteb's: ``eng-Latn`` is ``en``, ``python-Code`` is ``code``."""
+    """A hub's language tag: ``eng-Latn`` is ``en``; ``python-Code`` and ``code:python`` are ``code``."""
     language, _, script = code.partition("-")
-    return "code" if script == "Code" else _LANGUAGES.get(language, language)
+    return "code" if script == "Code" or code.startswith("code:") else _LANGUAGES.get(language, language)
 
 
 def _introduction(summary: Summary, recipe: Mapping[str, Any]) -> str:
@@ -261,8 +261,13 @@ def _cost(summary: Summary) -> str:
         return ""
     hardware, total = summary["hardware"], sum(s.get("device_seconds") or 0 for s in stages)
     devices = f"{hardware['gpus']} GPUs" if hardware.get("gpus") else f"{hardware.get('cpus', 'unknown')} CPU cores"
+    made: dict[str, list[Any]] = {}
+    for stage in stages:
+        made.setdefault(stage["name"], []).append(stage)
     rows = [
-        [s["label"], duration(s["finished"] - s["started"]), f"{s.get('device_seconds') or 0:,.0f}"] for s in stages
+        [name, duration(busy([(s["started"], s["finished"]) for s in group]))]
+        + [f"{sum(s.get('device_seconds') or 0 for s in group):,.0f}"]
+        for name, group in made.items()
     ]
     table = _markdown(["stage", "wall time", "device-seconds"], rows)
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())

@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.report.clock import cost, timeline
 from boom_ray.report.drawing import (
     BASE,
     DASHES,
     GRID,
-    INK,
     MARKERS,
     MEMBERS,
     MERGES,
@@ -28,8 +28,12 @@ from boom_ray.report.drawing import (
     new_axes,
     styled,
 )
-from boom_ray.report.layout import UNITS, clock_unit, label_right, percent, share, smooth, without_gaps
-from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, lower_is_better, score_table, sets_of
+from boom_ray.report.layout import (
+    label_right,
+    percent,
+    smooth,
+)
+from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, finished_trials, lower_is_better, score_table, sets_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +45,7 @@ def _dashes(index: int) -> Any:
 
 @styled
 def losses(summary: Summary) -> Figure | None:
-    """Training loss of every member, step by step: thin as measured, thick smoothed."""
+    """Training loss of every member, step by step: dots as measured, lines smoothed."""
     members = [m for m in summary["members"] if m.get("losses")]
     if not members:
         return None
@@ -51,7 +55,7 @@ def losses(summary: Summary) -> Figure | None:
     for index, member in enumerate(members):
         steps, values = zip(*member["losses"], strict=True)
         line = smooth(values)
-        axes.plot(steps, values, color=colour[member["name"]], linewidth=0.6, alpha=0.28)
+        axes.scatter(steps, values, s=5, color=colour[member["name"]], alpha=0.3, linewidth=0)
         axes.plot(steps, line, color=colour[member["name"]], linewidth=1.9, linestyle=_dashes(index))
         axes.plot(steps[-1], line[-1], "o", color=colour[member["name"]], markersize=4, clip_on=False)
         ends.append((steps[-1], line[-1]))
@@ -170,62 +174,6 @@ def weights(summary: Summary) -> Figure | None:
 
 
 @styled
-def timeline(summary: Summary) -> Figure | None:
-    """When each stage and each member ran; idle time between runs is cut out and marked."""
-    stages = [(s["label"], s["started"], s["finished"], MUTED) for s in summary["stages"] if s.get("finished")]
-    colour = colours(summary)
-    trained = [(f"{m['name']} · {percent(m['ratio'])}", m["started"], m["finished"], colour[m["name"]])
-               for m in summary["members"] if m.get("finished")]  # fmt: skip
-    rows = sorted(stages + trained, key=lambda row: (row[1], row[3] != MUTED))
-    if not rows:
-        return None
-    place, cuts = without_gaps([(start, end) for _, start, end, _ in rows])
-    total = max(place(end) for _, _, end, _ in rows)
-    unit, seconds = clock_unit(total)
-    figure, axes = new_axes(WIDTH, 0.8 + 0.27 * len(rows))
-    for height, (_, start, end, tint) in enumerate(rows):
-        begin, stop = place(start) / seconds, place(end) / seconds
-        axes.barh(height, max(stop - begin, 0.003 * total / seconds), left=begin, height=0.66, color=tint,
-                  alpha=0.55 if tint == MUTED else 1.0, linewidth=0)  # fmt: skip
-        own, length = clock_unit(end - start)
-        note = f"{(end - start) / length:.{0 if own == 's' else 1}f} {own}"
-        axes.annotate(note, (stop, height), (4, 0), textcoords="offset points", va="center", fontsize=8, color=MUTED)
-    for at, idle in cuts:
-        own, length = clock_unit(idle)
-        axes.axvline(at / seconds, color=MUTED, linewidth=0.9, linestyle=(0, (2, 3)))
-        axes.annotate(f"{idle / length:.0f} {own} idle, cut out", (at / seconds, -0.5), (0, 4), ha="center",
-                      textcoords="offset points", fontsize=8, color=MUTED, annotation_clip=False)  # fmt: skip
-    axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(0, 1.07 * total / seconds)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"{UNITS[unit]} since the start")
-    axes.grid(axis="x")
-    return figure
-
-
-@styled
-def cost(summary: Summary) -> Figure | None:
-    """Device-seconds of every stage."""
-    stages = [(s["label"], s.get("device_seconds") or 0.0) for s in summary["stages"]]
-    total = sum(value for _, value in stages)
-    if not stages or total <= 0:
-        return None
-    figure, axes = new_axes(WIDTH, 0.8 + 0.3 * len(stages))
-    values = [value for _, value in stages]
-    bars = axes.barh(range(len(stages)), values, height=0.66, color=MEMBERS[0], linewidth=0)
-    notes = [f"{value:,.0f} s · {share(value / total)}" for value in values]
-    axes.bar_label(bars, labels=notes, padding=4, fontsize=8.5, color=INK)
-    axes.set_yticks(range(len(stages)), [label for label, _ in stages])
-    axes.invert_yaxis()
-    axes.margins(x=0.17)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("device-seconds")
-    axes.grid(axis="x")
-    return figure
-
-
-@styled
 def search(summary: Summary) -> Figure | None:
     """Objective of every trial of the weight search, and the best so far."""
     from matplotlib.ticker import MaxNLocator
@@ -234,7 +182,7 @@ def search(summary: Summary) -> Figure | None:
     best = best_trial(found)
     if best is None:
         return None
-    trials = [t for t in found["trials"] if t.get("value") is not None]
+    trials = finished_trials(found)
     better = min if lower_is_better(found) else max
     reached = [better(t["value"] for t in trials[: i + 1]) for i in range(len(trials))]
     numbers = [t["number"] for t in trials]
@@ -244,7 +192,7 @@ def search(summary: Summary) -> Figure | None:
     axes.scatter(best["number"], best["value"], s=210, marker="*", color=MERGES["merge-searched"], zorder=4,
                  edgecolor=PAPER, linewidth=0.9, label=f"best: trial {best['number']}")  # fmt: skip
     axes.set_xlabel("trial")
-    axes.set_ylabel(f"{found.get('objective') or 'objective'}\n({'lower' if better is min else 'higher'} is better)")
+    axes.set_ylabel(f"objective, {'lower' if better is min else 'higher'} is better")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.6)

@@ -32,15 +32,18 @@ def clock_unit(seconds: float) -> tuple[str, float]:
 def duration(seconds: float) -> str:
     """A duration for people: ``42 s``, ``5.1 min``, ``2.3 h``."""
     unit, length = clock_unit(seconds)
-    return f"{seconds / length:.{0 if unit == 's' else 1}f} {unit}"
+    return f"{seconds / length:.{0 if unit == 's' and seconds >= 10 else 1}f} {unit}"
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Savitzky-Golay line (quadratic, a window of about a fifth of the curve): no lag, and honest at both ends."""
+    """Savitzky-Golay line (straight, a window of about a third of the curve): no lag, and honest at both ends.
+
+    Batches of different datasets have losses of different heights, so the window has to hold many of them.
+    """
     from scipy.signal import savgol_filter
 
-    window = max(5, len(values) // 5 | 1)
-    return list(values) if len(values) < window else savgol_filter(values, window, 2).tolist()
+    window = max(5, len(values) // 3 | 1)
+    return list(values) if len(values) < window else savgol_filter(values, window, 1).tolist()
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
@@ -63,6 +66,22 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return out
 
 
+def union(spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The time that at least one of the spans covers, in order and without overlaps."""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def busy(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds that at least one of the spans covers."""
+    return sum(end - start for start, end in union(spans))
+
+
 def without_gaps(
     spans: Sequence[tuple[float, float]], share: float = 0.25
 ) -> tuple[Callable[[float], float], list[tuple[float, float]]]:
@@ -76,19 +95,14 @@ def without_gaps(
         A function from a moment inside the spans to seconds since the first start, and the cuts as
         (position on that clock, seconds cut out).
     """
-    merged: list[list[float]] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
-    busy = sum(end - start for start, end in merged)
+    merged = union(spans)
+    limit = share * busy(spans)
     origin, removed = merged[0][0], 0.0
     steps: list[tuple[float, float]] = []
     cuts = []
     for before, after in pairwise(merged):
         idle = after[0] - before[1]
-        if idle > share * busy:
+        if idle > limit:
             cuts.append((before[1] - origin - removed, idle))
             removed += idle
             steps.append((after[0], removed))

@@ -10,13 +10,13 @@ from typing import Any
 
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
 from boom_ray.report.figures import FIGURES
-from boom_ray.report.layout import duration, percent
+from boom_ray.report.layout import busy, duration, percent
 from boom_ray.report.redact import scrub
 from boom_ray.report.style import STYLE
 from boom_ray.report.tables import (
     DOMAINS,
     ScoreRow,
-    best_model,
+    best_models,
     domain_mean,
     format_dev,
     format_points,
@@ -75,14 +75,14 @@ def _header(summary: Summary) -> str:
 
 def _facts(summary: Summary) -> str:
     members, hardware = summary["members"], summary["hardware"]
-    wall = sum(s["finished"] - s["started"] for s in summary["stages"] if s.get("finished"))
+    wall = busy([(s["started"], s["finished"]) for s in summary["stages"] if s.get("finished")])
     devices = sum(s.get("device_seconds") or 0 for s in summary["stages"])
     machine = f"{hardware.get('gpus') or 0} GPUs" if hardware.get("gpus") else f"{hardware.get('cpus', '-')} CPUs"
     facts = {
         "members": str(len(members)),
         "at once, at most": str(most_at_once(members)) if members else "-",
         "corpus rows": f"{sum(d['rows'] for d in summary['corpus']):,}",
-        "stages, added up": duration(wall),
+        "time at work": duration(wall),
         "device time": duration(devices),
         "hardware": f"{machine}, {hardware.get('memory_gib', 0):.0f} GiB",
     }
@@ -97,7 +97,7 @@ def most_at_once(members: Sequence[Mapping[str, Any]]) -> int:
 
 def _means(summary: Summary) -> str:
     rows = score_table(summary)
-    best = {domain: (best_model(rows, domain) or ("", 0.0))[0] for domain in DOMAINS}
+    best = {domain: (best_models(rows, domain) or ([], 0.0))[0] for domain in DOMAINS}
     groups = "".join(f'<th class="group" colspan="3">{label.capitalize()}</th>' for label in DOMAINS.values())
     head = '<th class="group">mean</th><th>to base</th><th>to members</th>' * len(DOMAINS)
     body = "\n".join(_means_row(row, best, summary.get("chosen")) for row in rows)
@@ -108,13 +108,13 @@ def _means(summary: Summary) -> str:
     )
 
 
-def _means_row(row: ScoreRow, best: Mapping[str, str], chosen: str | None) -> str:
+def _means_row(row: ScoreRow, best: Mapping[str, list[str]], chosen: str | None) -> str:
     cells = ""
     for domain, mean, to_base, to_members in (
         ("in_domain", row.id_mean, row.id_to_base, row.id_to_members),
         ("out_of_domain", row.ood_mean, row.ood_to_base, row.ood_to_members),
     ):
-        mark = "group best" if best[domain] == row.model else "group"
+        mark = "group best" if row.model in best[domain] else "group"
         cells += f'<td class="{mark}">{format_points(mean)}</td>'
         cells += _delta(to_base, row.kind != "base") + _delta(to_members, row.kind == "merge")
     mine = row.model == chosen
@@ -147,6 +147,7 @@ def _figures(summary: Summary) -> str:
 
 def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
     at_once = most_at_once(summary["members"])
+    objective = (summary.get("search") or {}).get("objective") or "the objective, on dev half A"
     split = "; in-domain above the dotted line" if all(sets_of(summary, domain) for domain in DOMAINS) else ""
     return {
         "scatter": (
@@ -158,10 +159,10 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
             "Gain over base, set by set",
             f"Right of the line is better than base{split}.",
         ),
-        "losses": ("Loss of the members", "Thin as measured, thick smoothed; a larger bag takes more steps."),
+        "losses": ("Loss of the members", "A dot is a batch of one dataset, so dots scatter; lines are smoothed."),
         "cost": ("Cost of every stage", "Wall time multiplied by the CPUs or GPUs held."),
         "weights": ("Merge weights", "The share of each member: by bag ratio, even, and searched."),
-        "search": ("Search of weights and scale", "Objective on dev half A, never on a reported set."),
+        "search": ("Search of weights and scale", objective[:1].upper() + objective[1:] + "."),
         "cosine": (
             "Do the members agree?",
             "Cosine of their task vectors, member minus base; 1 is the same direction.",
@@ -267,7 +268,8 @@ def _loading(summary: Summary) -> str:
         'vectors = model.encode(["first text", "second text"])\n'
         "print(model.similarity(vectors, vectors))"
     )
-    return f"<p>Published at <code>{escape(path)}</code>; its README.md is the model card.</p>{_pre(code)}"
+    note = "in the run directory; its README.md is the model card."
+    return f"<p>Published at <code>{escape(path)}</code> {note}</p>{_pre(code)}"
 
 
 def _versions(summary: Summary) -> str:

@@ -6,6 +6,7 @@ a mean over fewer sets would not be comparable.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,14 +85,14 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def best_model(rows: Sequence[ScoreRow], domain: str) -> tuple[str, float] | None:
-    """Name and mean of the best model of a domain; of equals, the first."""
+def best_models(rows: Sequence[ScoreRow], domain: str) -> tuple[list[str], float] | None:
+    """Names and mean of the best of a domain; several where the table shows the same two decimals."""
     means = [(row.id_mean if domain == "in_domain" else row.ood_mean, row.model) for row in rows]
-    known = [(mean, name) for mean, name in means if mean is not None]
+    known = [(round(mean, 2), name) for mean, name in means if mean is not None]
     if not known:
         return None
-    mean, name = max(known, key=lambda pair: pair[0])
-    return name, mean
+    top = max(mean for mean, _ in known)
+    return [name for mean, name in known if mean == top], top
 
 
 def headline(summary: Summary) -> str:
@@ -127,11 +128,11 @@ def verdict(summary: Summary) -> list[str]:
 
 
 def _best_sentence(rows: Sequence[ScoreRow], domain: str, summary: Summary) -> str:
-    best = best_model(rows, domain)
+    best = best_models(rows, domain)
     if best is None:
         return f"Best {DOMAINS[domain]}: unknown, no model has a score on every set."
-    published = " (published)" if best[0] == summary.get("chosen") else ""
-    return f"Best {DOMAINS[domain]}: {best[0]}{published} with {best[1]:.2f} points."
+    names = [f"{name} (published)" if name == summary.get("chosen") else name for name in best[0]]
+    return f"Best {DOMAINS[domain]}: {' and '.join(names)} with {best[1]:.2f} points."
 
 
 def _members_sentence(rows: Sequence[ScoreRow]) -> str:
@@ -160,17 +161,21 @@ def _merge_sentence(rows: Sequence[ScoreRow], chosen: str | None) -> str:
     return f"{row.model} against the members' mean: {', '.join(parts)}."
 
 
+def finished_trials(search: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trials with a finite value; a failed one has none."""
+    return [t for t in search.get("trials") or [] if t.get("value") is not None and math.isfinite(t["value"])]
+
+
 def best_trial(search: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The trial whose number is ``best``, or None where no trial has a value."""
-    trials = [t for t in (search or {}).get("trials") or [] if t.get("value") is not None]
+    trials = finished_trials(search or {})
     return next((t for t in trials if t["number"] == (search or {}).get("best")), trials[0] if trials else None)
 
 
 def lower_is_better(search: Mapping[str, Any]) -> bool:
     """The direction of the objective, read off the best trial."""
     best = best_trial(search)
-    values = [t["value"] for t in search["trials"] if t.get("value") is not None]
-    return best is not None and best["value"] <= min(values)
+    return best is not None and best["value"] <= min(t["value"] for t in finished_trials(search))
 
 
 def format_points(value: float | None, sign: bool = False) -> str:

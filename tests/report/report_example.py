@@ -165,21 +165,24 @@ def _search(count: int, rng: random.Random) -> dict[str, Any]:
             {"number": number, "weights": weights, "scale": 0.7 + 0.7 * rng.random(), "value": value, "seconds": 2.1}
         )
     best = min(trials, key=lambda t: t["value"])["number"]
-    return {"objective": "dev A loss / base", "trials": trials, "best": best}
+    objective = "training loss on dev half A, relative to the base, mean over datasets (lower is better)"
+    return {"objective": objective, "trials": trials, "best": best}
 
 
 def _stages(members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    end = max(m["finished"] for m in members)
-    busy = sum(m["device_seconds"] for m in members)
+    """As the ledger tells them: every artifact with its stage; base and corpus interleave."""
+    end = max(m["finished"] for m in members) - START
     spans = [
         ("corpus", "corpus", 0, 27, 50),
-        ("tokens", "tokenise", 27, 36, 16),
+        ("base", "start", 27, 29, 2),
+        ("corpus", "tokens", 29, 36, 14),
         ("base", "warm base", 36, 78, 84),
-        ("train", "members", 78, end - START, busy),
-        ("search", "weight search", end - START, end - START + 28, 54),
-        ("merge", "merge", end - START + 28, end - START + 30, 2),
-        ("evaluate", "evaluate", end - START + 30, end - START + 94, 122),
-        ("publish", "publish", end - START + 94, end - START + 96, 2),
+        *(("members", m["name"], m["started"] - START, m["finished"] - START, m["device_seconds"]) for m in members),
+        ("search", "gram", end, end + 2, 2),
+        ("search", "search", end + 2, end + 28, 52),
+        *(("merge", f"merge-{n}", end + 28 + k / 2, end + 28.5 + k / 2, 0.5) for k, n in enumerate("abc")),
+        *(("score", f"score {k}", end + 30 + 8 * k, end + 38 + 8 * k, 15) for k in range(8)),
+        ("publish", "publish", end + 94, end + 96, 2),
     ]
     return [
         {"name": n, "label": label, "started": START + a, "finished": START + b, "device_seconds": d}

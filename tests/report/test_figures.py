@@ -12,7 +12,7 @@ from matplotlib.text import Text
 from report_example import example
 
 from boom_ray.report.drawing import to_png, to_svg
-from boom_ray.report.figures import FIGURES, gains, losses, scatter, search, timeline, weights
+from boom_ray.report.figures import FIGURES, cost, gains, losses, scatter, search, timeline, weights
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -67,20 +67,24 @@ def test_without_out_of_domain_the_scatter_becomes_a_ranked_strip():
     assert axes.get_xlabel() == "in-domain mean, points"
 
 
-def test_timeline_has_a_bar_for_every_stage_and_member():
+def test_timeline_has_a_lane_for_every_stage_and_member():
     summary = example()
     axes = timeline(summary).axes[0]
-    assert len(axes.patches) == len(summary["stages"]) + len(summary["members"])
+    lanes = [t.get_text() for t in axes.get_yticklabels()]
+    members = [f"member-{i} · {20 * (i + 1)} %" for i in range(5)]
+    assert lanes == ["corpus", "base", *members, "search", "merge", "score", "publish"]
+    bars = [len(c.get_paths()) for c in axes.collections]
+    assert bars == [2, 2, 1, 1, 1, 1, 1, 2, 3, 8, 1]
     assert axes.get_xlabel() == "minutes since the start"
 
 
 def test_timeline_cuts_the_night_between_a_kill_and_its_resumption():
     summary = example()
-    for stage in summary["stages"][4:]:
+    for stage in summary["stages"][9:]:
         stage["started"] += 36_000
         stage["finished"] += 36_000
     axes = timeline(summary).axes[0]
-    assert any("10 h idle" in t.get_text() for t in axes.texts)
+    assert any("10.0 h idle" in t.get_text() for t in axes.texts)
     assert axes.get_xlim()[1] < 12
 
 
@@ -98,6 +102,13 @@ def test_weights_are_normalised():
     assert heights == pytest.approx([0.125, 0.125, 0.125, 0.125, 0.5])
 
 
+def test_cost_adds_up_what_a_stage_made():
+    axes = cost(example()).axes[0]
+    lanes = [t.get_text() for t in axes.get_yticklabels()]
+    assert lanes == ["corpus", "base", "members", "search", "merge", "score", "publish"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([64, 86, 510, 54, 1.5, 120, 2])
+
+
 def test_search_line_is_the_best_so_far():
     line = search(example()).axes[0].lines[0].get_ydata()
     values = [t["value"] for t in example()["search"]["trials"]]
@@ -107,7 +118,8 @@ def test_search_line_is_the_best_so_far():
 def test_failed_trials_are_left_out():
     summary = example()
     summary["search"]["trials"][3]["value"] = None
-    assert len(search(summary).axes[0].lines[0].get_ydata()) == 23
+    summary["search"]["trials"][4]["value"] = float("nan")
+    assert len(search(summary).axes[0].lines[0].get_ydata()) == 22
 
 
 @pytest.mark.parametrize("name", FIGURES)

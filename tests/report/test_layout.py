@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_ray.report.layout import below, clock_unit, duration, percent, share, smooth, spread, without_gaps
+from boom_ray.report.layout import (
+    below,
+    busy,
+    clock_unit,
+    duration,
+    percent,
+    share,
+    smooth,
+    spread,
+    union,
+    without_gaps,
+)
 
 heights = st.lists(st.floats(-5, 5), min_size=1, max_size=12)
 
@@ -32,10 +43,16 @@ def test_below_moves_only_what_is_too_high():
     assert below([0.1, 0.9, 1.0], 0.95, 0.1) == pytest.approx([0.1, 0.85, 0.95])
 
 
-def test_smooth_keeps_a_parabola_and_short_curves():
-    curve = [0.1 * x * x - x for x in range(40)]
-    assert smooth(curve) == pytest.approx(curve, abs=1e-9), "quadratic fit: no lag, no bias at the ends"
+def test_smooth_keeps_a_line_and_short_curves():
+    curve = [3 - 0.1 * x for x in range(40)]
+    assert smooth(curve) == pytest.approx(curve, abs=1e-9), "straight fit: no lag, no bias at the ends"
+    assert np.std(smooth([x % 3 for x in range(90)])) < 0.1, "datasets that take turns are evened out"
     assert smooth([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+
+
+def test_busy_time_counts_concurrent_spans_once():
+    assert union([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0)]) == [(0.0, 3.0), (5.0, 7.0)]
+    assert busy([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0)]) == 5.0
 
 
 def test_clock_without_gaps():
@@ -50,7 +67,7 @@ def test_clock_without_gaps():
     assert place(200.0) == 200
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (300, "5.0 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.14, "0.1 s"), (42.4, "42 s"), (300, "5.0 min"), (9000, "2.5 h")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 

@@ -74,7 +74,7 @@ def test_everything_is_escaped():
     summary["recipe_yaml"] += f"note: {evil}\n"
     summary["sets"][0]["name"] = summary["corpus"][0]["name"] = evil
     summary["members"][0]["name"] = summary["models"][1]["name"] = summary["chosen"] = evil
-    summary["cosine"]["names"][0] = summary["stages"][0]["label"] = summary["search"]["objective"] = evil
+    summary["cosine"]["names"][0] = summary["stages"][0]["name"] = summary["search"]["objective"] = evil
     summary["versions"][evil] = evil
     for model in summary["models"]:
         model["scores"][evil] = model["scores"].pop("python_functions")
@@ -86,7 +86,7 @@ def test_everything_is_escaped():
 
 def test_dollar_signs_are_text_and_not_formulas():
     summary = example()
-    summary["stages"][0]["label"] = "a $\\frac{1}$ b $"
+    summary["stages"][0]["name"] = "a $\\frac{1}$ b $"
     assert "frac" in write_page(summary)
 
 

@@ -72,7 +72,7 @@ def test_verdict_says_who_loses():
     summary = small()
     text = "\n".join(verdict(summary))
     assert "Best in-domain: member-1 with 65.00 points." in text
-    assert "Best out-of-domain: base with 60.00 points." in text
+    assert "Best out-of-domain: base and member-0 with 60.00 points." in text
     assert "Every member beats base in-domain." in text
     assert (
         "merge-ratio against the members' mean: in-domain at least as good (+2.50), "
@@ -134,3 +134,9 @@ def test_tables_leave_the_summary_alone():
     before = copy.deepcopy(summary)
     format_tables(summary)
     assert summary == before
+
+
+def test_equals_share_the_first_place():
+    summary = small()
+    summary["models"][3]["scores"] = dict(summary["models"][2]["scores"])
+    assert "Best in-domain: member-1 and merge-ratio (published) with 65.00 points." in verdict(summary)
