@@ -72,6 +72,29 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
 
 
 @app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="A merge recipe in mergekit's YAML (docs/merging.md).")],
+    out: Annotated[Path, typer.Argument(help="Directory to write; it appears complete or not at all.")],
+    memory: Annotated[str, typer.Option(help="What the merge may allocate, libraries included.")] = "256MB",
+    workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
+    mmap: Annotated[bool, typer.Option("--mmap", help="Read through memory mappings: fastest.")] = False,
+    shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "4GB",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output, by a swap at the end.")
+    ] = False,
+) -> None:
+    """Merge models by a mergekit recipe, streaming, in constant memory.
+
+    Example:  boom-ray merge merge.yml merged/ --memory 128MB --workers 2
+    """
+    from boom_ray.merge.stream import MergeOptions
+    from boom_ray.merge.stream import merge as merge_models
+
+    options = MergeOptions(workers, memory, mmap, overwrite, shard_size)
+    typer.echo(f"merged: {merge_models(config, out, options)}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A sentence-transformers or Hugging Face directory.")],
     sets: Annotated[list[Path], typer.Option("--sets", help="Folder of evaluation sets (docs/data.md). Repeatable.")],

@@ -113,7 +113,7 @@ class Final:
 
 
 def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> dict[str, Any]:
-    """The merge as a mergekit recipe, with paths relative to the run directory; ``scale`` is boom_ray's own."""
+    """The merge as a mergekit recipe, with paths relative to the run directory; ``scale`` and ``task_vectors`` are boom_ray's own."""
     keys, settings = task.keys, task.recipe.merge
     models = [
         {"model": f"{key.kind}/{key.name}", "parameters": {"weight": float(weight)}}
@@ -123,5 +123,5 @@ def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> 
     if settings.task_vectors or scale != 1.0:
         recipe["base_model"] = f"{keys.base.kind}/{keys.base.name}"
     if scale != 1.0:
-        recipe["parameters"] = {"scale": float(scale)}
+        recipe["parameters"] = {"scale": float(scale), "task_vectors": settings.task_vectors}
     return recipe

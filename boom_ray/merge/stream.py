@@ -168,7 +168,7 @@ def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: fl
     shared = dict(recipe.parameters)
     keys = {key for scope in [shared, *own.values()] for key in scope}
     weights = _weights(recipe, members, own, tensor, depth)
-    general = {"weight", "scale"} - ({"scale"} if "scale" in chosen.parameters else set())
+    general = {"weight", "scale", "task_vectors"} - ({"scale"} if "scale" in chosen.parameters else set())
     general |= {"t"} if chosen.name == "slerp" else set()
     values = {}
     for key in sorted(keys - general):
@@ -178,8 +178,12 @@ def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: fl
             values[key] = value
     check_parameters(chosen, values)
     scale = resolve("scale", [shared], tensor, depth, "merge recipe") if "scale" in general else None
-    base = recipe.base_model is not None and chosen.name not in ("slerp", "linear")
-    return Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=base)
+    deltas = recipe.base_model is not None and chosen.name not in ("slerp", "linear")
+    wanted = resolve("task_vectors", [shared], tensor, depth, "merge recipe")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise BoomError(f"merge recipe: 'task_vectors' must be true or false, got {wanted!r}.")
+    deltas = deltas if wanted is None else wanted
+    return Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=deltas)
 
 
 def _weights(
