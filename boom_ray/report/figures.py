@@ -55,8 +55,9 @@ def losses(summary: Summary) -> Figure | None:
     for index, member in enumerate(members):
         steps, values = zip(*member["losses"], strict=True)
         line = smooth(values)
-        axes.scatter(steps, values, s=5, color=colour[member["name"]], alpha=0.3, linewidth=0)
-        axes.plot(steps, line, color=colour[member["name"]], linewidth=1.9, linestyle=_dashes(index))
+        some = slice(None, None, max(1, len(steps) // 300))  # a long run must not make a heavy page
+        axes.scatter(steps[some], values[some], s=5, color=colour[member["name"]], alpha=0.3, linewidth=0)
+        axes.plot(steps[some], line[some], color=colour[member["name"]], linewidth=1.9, linestyle=_dashes(index))
         axes.plot(steps[-1], line[-1], "o", color=colour[member["name"]], markersize=4, clip_on=False)
         ends.append((steps[-1], line[-1]))
     axes.set_xlim(0, max(step for step, _ in ends))

@@ -101,6 +101,13 @@ def test_poor_runs_have_a_page_too(case):
     parse(write_page(summary))
 
 
+def test_long_runs_have_a_small_page_too():
+    summary = example()
+    for member in summary["members"]:
+        member["losses"] = [[step, 2.0 + 0.5 * (step % 7)] for step in range(20_000)]
+    assert len(write_page(summary).encode()) < 1_000_000
+
+
 def test_most_at_once():
     spans = [(0, 10), (5, 15), (10, 20), (12, 13)]
     assert most_at_once([{"started": a, "finished": b} for a, b in spans]) == 3
