@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.significance import Samples
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
@@ -77,6 +79,35 @@ def evaluate(
             _run(adapter, entry, cap, cache)
             scores[entry.name] = _cached(cache, meta, entry, cap)
     return {name: score for name, score in scores.items() if score is not None}
+
+
+def load_samples(
+    model: str | Path,
+    sets: Sequence[EvalSet],
+    *,
+    results: str | Path,
+    name: str | None = None,
+    revision: str | None = None,
+) -> dict[str, Samples]:
+    """What each score of an evaluated model was made from, for the intervals of ``significance``.
+
+    Sets whose main score is no function of single units (F1, MRR, AMI) are left out.
+
+    Raises:
+        BoomError: a set has not been evaluated for this model.
+    """
+    from mteb import ResultCache
+
+    meta, cache = _model_meta(Path(model), name, revision, ()), ResultCache(results)
+    found = {}
+    for entry in sets:
+        try:
+            found[entry.name] = Samples.load(_samples_file(cache, meta, entry))
+        except (OSError, ValueError, KeyError, BadZipFile):
+            raise BoomError(
+                f"model {meta.name} has no scores on '{entry.name}' in {results}: evaluate it first."
+            ) from None
+    return {key: samples for key, samples in found.items() if samples.kind != "none"}
 
 
 @dataclass(frozen=True)
@@ -195,19 +226,22 @@ def _entries(sets: Sequence[EvalSet] | Sequence[str | Path], trained: Collection
 def _run(adapter: MtebEncoder, entry: EvalSet, cap: int | None, cache: Any) -> None:
     import mteb
 
-    from boom_ray.evaluate.tasks import build_task
+    from boom_ray.evaluate.tasks import build_task, data_revision
 
     settings = {"batch_size": 32, "show_progress_bar": False, "chunk_tokens": adapter.chunk_tokens, "dtype": "float32"}
+    task = build_task(entry, cap)
     with _no_progress_bars():
         mteb.evaluate(
             adapter,
-            build_task(entry, cap),
+            task,
             cache=cache,
             overwrite_strategy="always",
             encode_kwargs=settings,
             show_progress_bar=False,
             co2_tracker=False,
         )
+    samples = task.samples or Samples("none", data_revision(entry, cap), np.zeros(0))
+    samples.save(_samples_file(cache, adapter.mteb_model_meta, entry))
 
 
 @contextmanager
@@ -230,11 +264,17 @@ def _cached(cache: Any, meta: Any, entry: EvalSet, cap: int | None) -> float | N
 
     try:
         result = cache.load_task_result(entry.name, meta)
-        if result is None or result.dataset_revision != data_revision(entry, cap):
+        texts = Samples.load(_samples_file(cache, meta, entry)).texts
+        if result is None or not result.dataset_revision == texts == data_revision(entry, cap):
             return None
         return float(result.scores["test"][0][entry.metric])
-    except (ValueError, KeyError, IndexError, TypeError):  # mteb writes in place: a kill leaves half a file
+    except (OSError, ValueError, KeyError, IndexError, TypeError, BadZipFile):  # a kill leaves half a file
         return None
+
+
+def _samples_file(cache: Any, meta: Any, entry: EvalSet) -> Path:
+    """Beside mteb's own ``results`` folder, so that mteb does not take it for one of its files."""
+    return Path(cache.cache_path) / "samples" / meta.model_name_as_path() / meta.revision / f"{entry.name}.npz"
 
 
 def _model_meta(directory: Path, name: str | None, revision: str | None, trained: Collection[str]) -> Any:

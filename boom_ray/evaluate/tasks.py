@@ -3,13 +3,18 @@
 Whole sets by default: mteb's clustering would embed 4 % of the texts. Classification keeps mteb's protocol: logistic
 regression on 8 texts per label (or ``samples_per_label`` of meta.json), ten draws. A cap is part of the data
 revision, so that capped and whole scores are never taken for one another.
+
+Each task keeps, as ``samples``, the scores per query, text or pair that mteb's main score was made from.
 """
 
 from __future__ import annotations
 
+import random
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.abstask import AbsTask
@@ -18,6 +23,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 
 from boom_ray.evaluate.rows import Labelled, cap_retrieval, cap_rows, read_labelled, read_pairs, read_retrieval
 from boom_ray.evaluate.sets import EvalSet, read_meta
+from boom_ray.evaluate.significance import Samples
 
 _TYPES = {
     "retrieval": ("Retrieval", "t2t"),
@@ -26,6 +32,7 @@ _TYPES = {
     "clustering": ("Clustering", "t2c"),
     "sts": ("STS", "t2t"),
 }
+_PER_QUERY = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
 _LANGUAGES = {
     "ar": "ara-Arab", "bn": "ben-Beng", "cs": "ces-Latn", "da": "dan-Latn", "de": "deu-Latn", "el": "ell-Grek",
     "en": "eng-Latn", "es": "spa-Latn", "fa": "fas-Arab", "fi": "fin-Latn", "fr": "fra-Latn", "he": "heb-Hebr",
@@ -57,10 +64,12 @@ class _Local:
     entry: EvalSet
     cap: int | None
     dataset: Any
+    samples: Samples | None  # of the last evaluation; None where the main score is no function of single units
 
     def __init__(self, entry: EvalSet, cap: int | None) -> None:
         self.entry = entry
         self.cap = cap
+        self.samples = None
         self.metadata = _metadata(entry, cap)
         super().__init__()
 
@@ -92,6 +101,14 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
 
+    def task_specific_scores(self, scores: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """mteb's hook after scoring, with every metric of every query."""
+        metric, k = self.entry.metric.rsplit("_at_", 1)
+        if metric in _PER_QUERY:
+            values = [scores[query][f"{_PER_QUERY[metric]}_{k}"] for query in sorted(scores)]
+            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.array(values))
+        return {}
+
 
 class LocalClassification(_Local, AbsTaskClassification):
     """Logistic regression on a few training texts per label. A cap cuts the test texts only."""
@@ -110,7 +127,16 @@ class LocalClassification(_Local, AbsTaskClassification):
                 for split, rows in (("train", train), ("test", test))
             }
         )
+        self._right: list[np.ndarray] = []
         self.data_loaded = True
+
+    def _run_experiment(self, train_split: Any, eval_split: Any, *vectors: Any, **kwargs: Any) -> Any:
+        """One draw of training texts; keeps which test texts it got right."""
+        scores, predictions = super()._run_experiment(train_split, eval_split, *vectors, **kwargs)
+        self._right.append(np.array(predictions) == np.array(eval_split["label"]))
+        if self.entry.metric == "accuracy":
+            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.mean(self._right, axis=0))
+        return scores, predictions
 
 
 class LocalClustering(_Local, AbsTaskClustering):
@@ -124,6 +150,29 @@ class LocalClustering(_Local, AbsTaskClustering):
             {"test": Dataset.from_dict({"sentences": list(rows.texts), "labels": list(rows.labels)})}
         )
         self.data_loaded = True
+
+    def _evaluate_subset(self, model: Any, data_split: Any, **kwargs: Any) -> Any:
+        draws = random.Random()
+        draws.setstate(self.rng_state.getstate())
+        self._draws = draws  # replays which texts each k-means run draws
+        self._labels = data_split["labels"]
+        return super()._evaluate_subset(model, data_split, **{**kwargs, "prediction_folder": Path()})
+
+    def _save_task_predictions(self, predictions: Any, *_: Any, **__: Any) -> None:
+        """mteb hands over the cluster of each drawn text; equal texts share a cluster, so one number a text is kept."""
+        if self.entry.metric != "v_measure":
+            return
+        texts = len(self._labels)
+        clusters, counts = [], []
+        for assigned in predictions["Level 0"]:
+            drawn = self._draws.choices(range(texts), k=len(assigned))
+            cluster = np.zeros(texts, dtype=np.int32)
+            cluster[drawn] = assigned
+            clusters.append(cluster)
+            counts.append(np.bincount(drawn, minlength=texts))
+        gold = np.unique(self._labels, return_inverse=True)[1]
+        revision = data_revision(self.entry, self.cap)
+        self.samples = Samples("v_measure", revision, np.array(clusters), gold, np.array(counts))
 
 
 class LocalSTS(_Local, AbsTaskSTS):
@@ -142,6 +191,14 @@ class LocalSTS(_Local, AbsTaskSTS):
             {"test": Dataset.from_dict({name: [values[row] for row in rows] for name, values in columns.items()})}
         )
         self.data_loaded = True
+
+    def _calculate_scores(self, scores: Any, normalized_scores: list[float]) -> Any:
+        similarity, kind = f"_{self.entry.metric}".rsplit("_", 1)
+        names = {"cosine": "cosine_scores", "manhattan": "manhattan_distances", "euclidean": "euclidean_distances"}
+        values = np.array(scores[names.get(similarity.lstrip("_"), "similarity_scores")])
+        revision = data_revision(self.entry, self.cap)
+        self.samples = Samples(kind, revision, values, np.array(normalized_scores))
+        return super()._calculate_scores(scores, normalized_scores)
 
 
 _CLASSES = {

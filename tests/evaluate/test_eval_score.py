@@ -15,8 +15,9 @@ from small_sets import make_sets
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.evaluate.score import MtebEncoder, evaluate, model_revision, table
+from boom_ray.evaluate.score import MtebEncoder, evaluate, load_samples, model_revision, table
 from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.significance import mean_difference
 
 Models = Callable[[int], Path]
 
@@ -33,6 +34,20 @@ def direct(model: Path, sets: list[EvalSet], cap: int | None = None) -> dict[str
         SentenceTransformer(str(model), device="cpu"), tasks, cache=None, show_progress_bar=False, co2_tracker=False
     )
     return {r.task_name: r.scores["test"][0]["main_score"] for r in found.task_results}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny matrices gain nothing from threads, and lose minutes where other processes hold the cores."""
+    import sklearn.cluster  # noqa: F401  (its OpenMP must be loaded to be limited)
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        yield
+    torch.set_num_threads(threads)
 
 
 def minilm() -> Path:
@@ -130,6 +145,29 @@ def test_no_text_is_encoded_twice(sets_root: Path, make_model: Models, tmp_path:
     evaluate(make_model(0), [sets_root], results=tmp_path)
     assert max(encoded.values()) == 1
     assert len(encoded) > 150
+
+
+def test_samples_make_up_the_score_and_pair_up_between_models(
+    sets_root: Path, make_model: Models, tmp_path: Path
+) -> None:
+    sets = find_sets([sets_root], None)
+    scores = {seed: evaluate(make_model(seed), sets, results=tmp_path) for seed in (0, 1)}
+    first, second = (load_samples(make_model(seed), sets, results=tmp_path) for seed in (0, 1))
+    assert {name: s.units for name, s in first.items()} == {
+        "find": 12,
+        "rank": 12,
+        "sort": 45,
+        "alike": 30,
+        "group": 90,
+    }
+    for name, samples in first.items():
+        rounding = 6e-6 if samples.kind == "mean" else 1e-6  # mteb rounds retrieval to five decimals
+        assert samples.score() == pytest.approx(scores[0][name], abs=rounding), name
+    found = mean_difference(first, second)
+    assert found.difference == pytest.approx(np.mean([scores[0][n] - scores[1][n] for n in first]), abs=1e-5)
+    assert found.low < found.difference < found.high
+    with pytest.raises(BoomError, match=r"boom_ray/tiny-7 has no scores on 'find'"):
+        load_samples(make_model(7), sets, results=tmp_path)
 
 
 def test_another_weight_is_another_revision(make_model: Models) -> None:
