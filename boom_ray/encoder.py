@@ -86,7 +86,7 @@ def embed(
 class Encoder:
     """A loaded encoder: ``backbone`` is a plain Hugging Face model, the rest is in the directory's small files."""
 
-    def __init__(self, backbone: torch.nn.Module, tokenizer: Any, pooling: Pooling, max_tokens: int) -> None:
+    def __init__(self, backbone: Any, tokenizer: Any, pooling: Pooling, max_tokens: int) -> None:
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling = pooling
@@ -300,7 +300,7 @@ def _read_json(directory: Path, name: str) -> Any:
         raise BoomError(f"{directory / name} cannot be read: {_first_line(error)}") from None
 
 
-def _position_limit(backbone: torch.nn.Module, tokenizer: Any) -> int:
+def _position_limit(backbone: Any, tokenizer: Any) -> int:
     positions = getattr(backbone.config, "max_position_embeddings", None) or 512
     if getattr(backbone.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
         positions -= backbone.config.pad_token_id + 1  # these count positions from the padding id on

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
 from boom_ray.config import Recipe
@@ -38,7 +37,6 @@ class FinalTask:
     threads: int
 
 
-@ray.remote(max_restarts=0)
 class Final:
     """Each method makes one kind of artifact and commits it."""
 
@@ -113,7 +111,7 @@ class Final:
 
 
 def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> dict[str, Any]:
-    """The merge as a mergekit recipe, with paths relative to the run directory; ``scale`` and ``task_vectors`` are boom_ray's own."""
+    """The merge as a mergekit recipe, paths relative to the run directory; scale and task_vectors are boom_ray's own."""
     keys, settings = task.keys, task.recipe.merge
     models = [
         {"model": f"{key.kind}/{key.name}", "parameters": {"weight": float(weight)}}

@@ -70,13 +70,14 @@ def run(
     run = _Run(recipe, ledger, derive_keys(recipe, world), echo)
     todo = missing(list_steps(run.recipe, ledger, run.keys))
     if todo:
-        from boom_ray.session import ray_session
+        from boom_ray.session import hardware, ray_session
 
         echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
         ledger.write_text("recipe.yaml", recipe.to_yaml())
         ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
         ledger.sweep()
         with ray_session():
+            ledger.write_text("hardware.json", json.dumps(hardware()) + "\n")
             _carry_out(run)
     else:
         echo(f"{recipe.name}: nothing planned, everything is done.")
@@ -146,7 +147,7 @@ def look(recipe: Recipe) -> World:
     """
     from boom_ray.data import python_environment, sources
 
-    seen = []
+    seen: list[Any] = []
     for source in recipe.corpus.datasets:
         if isinstance(source, FilesSource):
             files = sources.file_digests(source)

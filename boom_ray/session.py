@@ -50,5 +50,8 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def total_resources() -> Mapping[str, float]:
-    return ray.cluster_resources()
+def hardware() -> dict[str, float]:
+    """CPUs, GPUs and memory (GiB) of all nodes together, for the report."""
+    total = ray.cluster_resources()
+    memory = total.get("memory", 0.0) / 2**30
+    return {"cpus": int(total.get("CPU", 0)), "gpus": int(total.get("GPU", 0)), "memory_gib": round(memory, 1)}

@@ -79,7 +79,7 @@ class FinalHandle:
         task = FinalTask(
             recipe, str(ledger.root.resolve()), keys, tuple(sets), tuple(trained_datasets(ledger, keys)), cpus
         )
-        self._actor = Final.options(num_cpus=cpus, num_gpus=gpus).remote(task)
+        self._actor: Any = ray.remote(Final).options(num_cpus=cpus, num_gpus=gpus).remote(task)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
         _get(self._actor.merge.remote(name, list(weights), scale))

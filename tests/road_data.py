@@ -1,4 +1,4 @@
-"""A small multi-task corpus that can be learned in seconds, and evaluation sets over it, in the layouts of docs/data.md."""
+"""A small multi-task corpus that is learned in seconds, and evaluation sets over it, in the layouts of docs/data.md."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 _TOPICS = {
-    "sea": "ship harbour wave anchor sailor tide captain island storm coral".split(),
-    "kitchen": "oven recipe butter flour knife spoon dough sugar pepper roast".split(),
-    "forest": "oak river moss deer trail mushroom bark fern owl pine".split(),
-    "city": "tram bridge market tower street museum square cafe station neon".split(),
-    "space": "comet orbit rocket moon crater gravity planet lens dust galaxy".split(),
-    "music": "violin chord drum melody choir piano tempo flute concert verse".split(),
+    "sea": ["ship", "harbour", "wave", "anchor", "sailor", "tide", "captain", "island", "storm", "coral"],
+    "kitchen": ["oven", "recipe", "butter", "flour", "knife", "spoon", "dough", "sugar", "pepper", "roast"],
+    "forest": ["oak", "river", "moss", "deer", "trail", "mushroom", "bark", "fern", "owl", "pine"],
+    "city": ["tram", "bridge", "market", "tower", "street", "museum", "square", "cafe", "station", "neon"],
+    "space": ["comet", "orbit", "rocket", "moon", "crater", "gravity", "planet", "lens", "dust", "galaxy"],
+    "music": ["violin", "chord", "drum", "melody", "choir", "piano", "tempo", "flute", "concert", "verse"],
 }
 
 
@@ -21,7 +21,7 @@ def sentence(rng: random.Random, topic: str, words: int = 7) -> str:
 
 
 def write_corpus(folder: Path, rows: int = 160, seed: int = 5) -> Path:
-    """Retrieval, clustering and sts rows of ``rows`` each: jsonl, jsonl and parquet-free plain files."""
+    """Retrieval, clustering and sts rows, ``rows`` of each, as jsonl files."""
     rng = random.Random(seed)
     topics = list(_TOPICS)
     folder.mkdir(parents=True, exist_ok=True)

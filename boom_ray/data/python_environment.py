@@ -201,7 +201,6 @@ def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution, str
             yield name, distribution, record
 
 
-
 def _installed() -> Iterator[Package]:
     for name, distribution, record in _distributions():
         sizes = {}

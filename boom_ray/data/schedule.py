@@ -81,5 +81,5 @@ def whole_run(
 
 
 def rank_rows(rows: np.ndarray, rank: int, width: int) -> np.ndarray:
-    """The slice of a global batch that one of ``width`` workers takes; slices are disjoint and differ by one row at most."""
+    """One of ``width`` workers' slice of a global batch; slices are disjoint and differ by one row at most."""
     return rows[rank::width]

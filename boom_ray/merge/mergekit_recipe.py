@@ -2,8 +2,9 @@
 
 Supported: ``models`` with ``parameters`` (scalar, list over layers, or list of ``{filter, value}``), ``base_model``,
 ``merge_method``, ``dtype``, ``out_dtype`` and ``parameters``; besides, ``scale`` in ``parameters`` moves any method's
-result along (merged - base), and ``task_vectors: false`` keeps a method on raw weights although a base is named for it. What is not supported is refused by name. Precedence and the meaning of lists follow
-mergekit's documentation: a list is interpolated over the layers, tensors outside of layers take its first value.
+result along (merged - base), and ``task_vectors: false`` keeps a method on raw weights although a base is named for it.
+What is not supported is refused by name. Precedence and the meaning of lists follow mergekit's documentation: a list is
+interpolated over the layers, tensors outside of layers take its first value.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -41,7 +40,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "created": min((s["started"] for s in stages), default=time.time()),
         "finished": max((s["finished"] for s in stages), default=time.time()),
         "versions": {name: version(name) for name in _PACKAGES},
-        "hardware": _hardware(),
+        "hardware": _hardware(ledger),
         "corpus": _corpus(ledger, keys),
         "members": members,
         "sets": _sets(ledger, keys, recipe),
@@ -159,18 +158,20 @@ def _stages(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
         *(("score", f"score {name}", key) for name, key in keys.scores.items()),
         ("publish", "publish", keys.published),
     ]
-    return [_timed(stage, label, ledger.manifest(key)) for stage, label, key in named if ledger.has(key)]
+    cpus = _hardware(ledger)["cpus"]
+    return [_timed(stage, label, ledger.manifest(key), cpus) for stage, label, key in named if ledger.has(key)]
 
 
-def _timed(stage: str, label: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _timed(stage: str, label: str, manifest: Mapping[str, Any], cpus: int) -> dict[str, Any]:
     meta = manifest["meta"]
     started, finished = meta.get("started", manifest["started"]), meta.get("finished", manifest["finished"])
     devices = meta.get("devices", meta.get("width", 1))
-    devices = _hardware()["cpus"] if devices == "all" else devices
+    devices = cpus if devices == "all" else devices
     seconds = (finished - started) * devices
     return {"name": stage, "label": label, "started": started, "finished": finished, "device_seconds": seconds}
 
 
-def _hardware() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {"cpus": len(os.sched_getaffinity(0)), "gpus": 0, "memory_gib": round(memory, 1)}
+def _hardware(ledger: Ledger) -> dict[str, Any]:
+    """What the last run that did something ran on."""
+    file = ledger.root / "hardware.json"
+    return json.loads(file.read_text()) if file.is_file() else {"cpus": 0, "gpus": 0, "memory_gib": 0.0}

@@ -47,9 +47,14 @@ class DeepSpeedEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.backward(loss)
+        # without ZeRO the gradients are whole and averaged here, and DeepSpeed tells no norm of them
+        whole = (
+            [] if self._engine.zero_optimization() else [p.grad for p in self.model.parameters() if p.grad is not None]
+        )
+        own = torch.nn.utils.get_total_norm(whole)
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        told = self._engine.get_global_grad_norm()
+        return float(own if told is None else told)
 
 
 def deepspeed_config(train: Train) -> dict[str, Any]:

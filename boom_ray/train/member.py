@@ -84,9 +84,9 @@ def commit(task: MemberTask, encoder: Encoder, log: StepLog, width: int) -> None
 
 def train_plain(task: MemberTask, batches: list[Batch]) -> None:
     """Train on plain torch in this process and commit."""
-    encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
-    store = TokenStore(Path(task.tokens))
     with StepLog(task) as log:
+        encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
+        store = TokenStore(Path(task.tokens))
         run(task, encoder, PlainEngine(encoder.backbone, task.train), local_feed(batches, store, task.draw), log)
     commit(task, encoder, log, width=1)
 

@@ -20,10 +20,10 @@ def train_member(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, width = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
-    encoder = member.load(task, device)
-    engine = DeepSpeedEngine(encoder.backbone, task.train)
-    batches = feed(ray.train.get_dataset_shard(shard_name(rank)), TokenStore(Path(task.tokens)), task.draw)
     with StepLog(task, write=rank == 0) as log:
+        encoder = member.load(task, device)
+        engine = DeepSpeedEngine(encoder.backbone, task.train)
+        batches = feed(ray.train.get_dataset_shard(shard_name(rank)), TokenStore(Path(task.tokens)), task.draw)
         member.run(task, encoder, engine, batches, log)
     if rank == 0:
         member.commit(task, encoder, log, width)
