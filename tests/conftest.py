@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import hypothesis
 import pytest
 from small_corpus import MAX_TOKENS, SIZES, example
 
+# The models here are tiny: threads that wait for one another cost ten times what they save.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shared machine is slow at times, and CI must not find by chance what nobody can find again.
 hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("boom_ray")

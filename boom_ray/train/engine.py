@@ -35,6 +35,9 @@ class DeepSpeedEngine:
     def __init__(self, model: torch.nn.Module, train: Train) -> None:
         import deepspeed
 
+        # On CPUs DeepSpeed would compile a collective of its own at the start (half a minute, ninja, a C++ compiler);
+        # only its inference uses it, so it is declared not to fit this machine.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         groups = parameter_groups(model, train.weight_decay)
         self._engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=deepspeed_config(train))
 
