@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one that the environment names, or one of this machine's cores on 127.0.0.1."""
+"""The Ray cluster of a run: the one that the environment names, or this machine's cores on the loopback address."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-import ray
+from typing import Any
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
-    "RAY_DEDUP_LOGS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Ray's switch for one-machine clusters: every server binds to 127.0.0.1. `_node_ip_address="127.0.0.1"` does not: Ray
+# puts the machine's own address in its place and listens on all interfaces.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _OBJECT_STORE_BYTES = 256 << 20  # rows never travel through it: descriptors and small results do
 
 
@@ -25,19 +26,21 @@ def ray_session() -> Iterator[None]:
 
     A local cluster ends with the block, and by itself if this process is killed. An existing connection is left alone.
     """
+    local = not os.environ.get("RAY_ADDRESS")
+    for name, value in (_QUIET | (_LOOPBACK if local else {})).items():
+        os.environ.setdefault(name, value)
+    import ray  # only now: Ray reads its switches when it is imported
+
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     # Ray's own notes (token mode is on, a dataset has ended) would drown the run's lines; its log files keep them
     for name in ("ray.data", "ray.tune", "ray._private.authentication"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    options: dict[str, object] = {"log_to_driver": False, "logging_level": "warning"}
-    if not os.environ.get("RAY_ADDRESS"):
-        cpus = len(os.sched_getaffinity(0))
-        local = {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        options |= {**local, "object_store_memory": _OBJECT_STORE_BYTES}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if local:
+        options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+        options |= {"object_store_memory": _OBJECT_STORE_BYTES}
     ray.init(**options)
     try:
         yield
@@ -47,11 +50,15 @@ def ray_session() -> Iterator[None]:
 
 def node_resources() -> list[Mapping[str, float]]:
     """Resources of every node that is alive."""
+    import ray
+
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def hardware() -> dict[str, float]:
     """CPUs, GPUs and memory (GiB) of all nodes together, for the report."""
+    import ray
+
     total = ray.cluster_resources()
     memory = total.get("memory", 0.0) / 2**30
     return {"cpus": int(total.get("CPU", 0)), "gpus": int(total.get("GPU", 0)), "memory_gib": round(memory, 1)}
