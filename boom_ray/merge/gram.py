@@ -86,19 +86,19 @@ def gram(
     *,
     known: Grams | None = None,
     workers: int | None = None,
-    mapped: bool = False,
+    window: int | None = None,
 ) -> Grams:
     """One pass over all members. Any number of workers, and growing from ``known``, give the same bits.
 
     Args:
         known: Grams of the first few of these members with the same base: only pairs with a new member are computed.
-        workers: threads, default one per core; mapped: read through mappings instead of ``pread``.
+        workers: threads, default one per core; window: bytes of the members in memory at once (None: no limit).
 
     Raises:
         BoomError: members that do not match, damaged files, NaN or infinite weights.
     """
     opened = open_members(members, base)
-    with Engine(opened, workers, mapped) as engine:
+    with Engine(opened, workers, window) as engine:
         return gram_of(engine, list(opened.floats), known)
 
 

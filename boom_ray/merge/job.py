@@ -41,7 +41,7 @@ class MergePlan:
         members, base: model directories; directory: where the output is written.
         settings: per tensor, method and weights; or coefficients: per tensor, the vector over members and base.
         out_type: stored type, None: the first member's, tensor by tensor; shard_bytes: size of an output file at most.
-        workers, mapped: see :class:`boom_ray.merge.engine.Engine`; they change no byte.
+        workers, window: see :class:`boom_ray.merge.engine.Engine`; they change no byte.
     """
 
     members: tuple[Path, ...]
@@ -52,7 +52,7 @@ class MergePlan:
     out_type: str | None = None
     shard_bytes: int = 4 << 30
     workers: int | None = None
-    mapped: bool = False
+    window: int | None = None
 
     @cached_property
     def opened(self) -> Members:
@@ -135,10 +135,11 @@ def merge_tensors(plan: MergePlan, names: Sequence[str], *, durable: bool = True
         BoomError: NaN or infinite weights or results; read and write errors.
     """
     notes = plan.directory / STATE / f"done-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    with nullcontext(engine) if engine is not None else Engine(plan.opened, plan.workers, plan.mapped) as running:
+    with nullcontext(engine) if engine is not None else Engine(plan.opened, plan.workers, plan.window) as running:
         assert running is not None
         for group in groups(plan, names):
             running.combine(_coefficients(plan, running, group), plan.layout, plan.directory)
+            running.release(running.tasks(group))
             if durable:
                 running.flush()
             with open(notes, "a", encoding="utf-8") as stream:
@@ -146,15 +147,18 @@ def merge_tensors(plan: MergePlan, names: Sequence[str], *, durable: bool = True
 
 
 def groups(plan: MergePlan, names: Sequence[str]) -> Iterator[list[str]]:
-    """Consecutive tensors of about ``GROUP`` elements together; a larger tensor is a group of its own."""
+    """Consecutive tensors that fit the window together, ``GROUP`` elements at most; a larger one is alone."""
+    row = sum(4 for _ in plan.opened.checkpoints)
+    most = GROUP if plan.window is None else min(GROUP, plan.window // row)
     group: list[str] = []
     filled = 0
     for name in names:
-        group.append(name)
-        filled += plan.opened.floats[name]
-        if filled >= GROUP:
+        size = plan.opened.floats[name]
+        if group and filled + size > most:
             yield group
             group, filled = [], 0
+        group.append(name)
+        filled += size
     if group:
         yield group
 

@@ -1,12 +1,11 @@
 """The compiled inner loops: Gram of a range of elements, and the sum Σ c_i t_i written in place.
 
-Both run without the interpreter lock, reading by ``pread`` into blocks that fit the second-level cache or straight
-from a mapping, so that threads use all cores. The order of every addition is fixed by ``LANES`` and ``BLOCK`` and not
-by the width of the machine's vectors: any number of workers, either way of reading, any processor, and the numpy
-twins in :mod:`boom_ray.merge.plain` give the same bits.
+They run without the interpreter lock on memory-mapped members, so that threads use all cores. The order of every
+addition is fixed by ``LANES`` and not by the width of the machine's vectors: any number of workers, any processor, and
+the numpy twins in :mod:`boom_ray.merge.plain` give the same bits.
 
-A *source* is one row of an int64 array: address of the mapping's first byte (0: read with ``pread``), file descriptor,
-byte offset of the tensor in the file, type code. A *sink* is such a row too; an address there means memory.
+A *source* is one row of an int64 array: address of a tensor's first element, type code. A *sink* is the row address
+(0: a file), file descriptor, byte offset of the tensor, type code.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from numba import types
 from numba.extending import intrinsic
 
 CODES = {"F32": 0, "BF16": 1, "F16": 2}
-LANES = 128  # partial sums per pair; the lanes of all pairs of six vectors fit the first-level cache
-BLOCK = 32768  # elements read at once per source
-_WIDE = 4 * LANES
-READ_FAILED = -1
-WRITE_FAILED = -(1 << 40)
+LANES = 32  # partial sums per pair of vectors: lane l adds up the products of elements l, l + LANES, l + 2 LANES ...
+BLOCK = 32768  # elements written at once
+_WIDE = 16 * LANES  # elements of every vector in the first-level cache at once
+_NARROW = 256  # elements summed at once; few enough that all members stream from memory side by side
+_LINE = 64  # bytes fetched ahead at once
+WRITE_FAILED = -1
 
-_pread = types.ExternalFunction("pread64", types.intp(types.intc, types.voidptr, types.uintp, types.int64))
 _pwrite = types.ExternalFunction("pwrite64", types.intp(types.intc, types.voidptr, types.uintp, types.int64))
 
 
@@ -38,6 +37,59 @@ def _pointer(typingctx: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _fetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the cache line at ``address``, which need not be mapped: the hardware does not look far enough ahead."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), word(0), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def _add_products(typingctx: Any, sums: Any, x: Any, y: Any) -> Any:
+    """Add the products of ``_WIDE`` float64 at addresses ``x`` and ``y`` to the ``LANES`` sums at ``sums``.
+
+    Written as vectors because a loop would either be added up one by one or in an order of the compiler's choice. Every
+    product of two float32 values is exact in float64, so multiply-add in one instruction or two gives the same bits.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, word = ir.VectorType(ir.DoubleType(), 8), ir.IntType(64)
+        totals, left, right = (builder.inttoptr(a, vector.as_pointer()) for a in arguments)
+        parts = range(LANES // 8)
+
+        def load(pointer: Any, index: Any) -> Any:
+            return builder.load(builder.gep(pointer, [index]), align=8)
+
+        before, start = builder.block, [load(totals, word(k)) for k in parts]
+        loop, after = builder.append_basic_block(), builder.append_basic_block()
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step, carried = builder.phi(word), [builder.phi(vector) for _ in parts]
+        places = [builder.add(builder.mul(step, word(len(parts))), word(k)) for k in parts]
+        products = [builder.fmul(load(left, p), load(right, p), flags=("contract",)) for p in places]
+        added = [builder.fadd(c, p, flags=("contract",)) for c, p in zip(carried, products, strict=True)]
+        following = builder.add(step, word(1))
+        step.add_incoming(word(0), before)
+        step.add_incoming(following, loop)
+        for k in parts:
+            carried[k].add_incoming(start[k], before)
+            carried[k].add_incoming(added[k], loop)
+        builder.cbranch(builder.icmp_signed("<", following, word(_WIDE // LANES)), loop, after)
+        builder.position_at_end(after)
+        for k in parts:
+            builder.store(added[k], builder.gep(totals, [word(k)]), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
 
 
 def _compiled(function: Any) -> Any:
@@ -54,29 +106,15 @@ def _item(code: int) -> int:
 
 
 @_compiled
-def _transfer(read: bool, descriptor: int, address: int, count: int, offset: int) -> bool:
-    """Move ``count`` bytes between memory and a file, going on after short transfers; False: error or early end."""
+def _write(descriptor: int, address: int, count: int, offset: int) -> bool:
+    """Write ``count`` bytes of memory to a place in a file, going on after short writes."""
     done = 0
     while done < count:
-        if read:
-            moved = _pread(descriptor, _pointer(address + done), count - done, offset + done)
-        else:
-            moved = _pwrite(descriptor, _pointer(address + done), count - done, offset + done)
+        moved = _pwrite(descriptor, _pointer(address + done), count - done, offset + done)
         if moved <= 0:
             return False
         done += moved
     return True
-
-
-@_compiled
-def _locate(source: np.ndarray, start: int, count: int, buffer: np.ndarray) -> Any:
-    """Address of elements ``start : start + count`` of a source: in its mapping, or read into ``buffer``; 0: failed."""
-    item = _item(source[3])
-    offset = source[2] + start * item
-    if source[0] != 0:
-        return source[0] + offset
-    address = np.int64(buffer.ctypes.data)
-    return address if _transfer(True, source[1], address, count * item, offset) else np.int64(0)
 
 
 @_compiled
@@ -164,114 +202,149 @@ def _narrow(exact: np.ndarray, address: int, code: int, count: int, bits: np.nda
 
 
 @_compiled
-def gram_piece(sources: np.ndarray, pairs: np.ndarray, base: int, start: int, count: int, gram: np.ndarray) -> int:
+def gram_piece(sources: np.ndarray, pairs: np.ndarray, base: int, start: int, count: int, gram: np.ndarray) -> None:
     """Inner products of vectors over elements ``start : start + count``, in float64.
 
     Args:
-        sources: (K, 4); pairs: (P, 2) of indices into them; base: index of the source that is subtracted from all
-            others, or -1; gram: (P,) float64, filled.
-
-    Returns: 0, or ``READ_FAILED - k`` when source k cannot be read.
+        sources: (K, 2); pairs: (P, 2) of indices into them; base: index of the source that is subtracted from all
+            others (the difference is rounded to float32, which near the base is exact), or -1; gram: (P,), filled.
     """
     vectors = sources.shape[0]
-    buffers = np.empty((vectors, BLOCK), np.uint32)
     wide = np.zeros((vectors, _WIDE))
     bits = np.empty(_WIDE, np.uint32)
     sums = np.zeros((pairs.shape[0], LANES))
-    address = np.empty(vectors, np.int64)
-    for block in range(start, start + count, BLOCK):
-        length = min(BLOCK, start + count - block)
+    fetches = _fetch_plan(sources, pairs.shape[0])
+    total, row = np.int64(sums.ctypes.data), np.int64(wide.ctypes.data)
+    for at in range(start, start + count, _WIDE):
+        n = min(_WIDE, start + count - at)
         for k in range(vectors):
-            address[k] = _locate(sources[k], block, length, buffers[k])
-            if address[k] == 0:
-                return READ_FAILED - k
-        for at in range(0, length, _WIDE):
-            n = min(_WIDE, length - at)
-            for k in range(vectors):
-                _widen(wide[k], address[k] + at * _item(sources[k, 3]), sources[k, 3], n, bits)
-                wide[k, n:] = 0.0
-            if base >= 0:
-                for k in range(vectors):
-                    if k != base:
-                        row, origin = wide[k], wide[base]
-                        for l in range(_WIDE):  # noqa: E741
-                            row[l] -= origin[l]
-            _accumulate(wide, pairs, sums)
+            _widen(wide[k], sources[k, 0] + at * _item(sources[k, 1]), sources[k, 1], n, bits)
+        if n < _WIDE:
+            wide[:, n:] = 0.0
+        if base >= 0:
+            _subtract(wide, base)
+        for p in range(pairs.shape[0]):
+            place = sources[fetches[p, 0], 0] + at * _item(sources[fetches[p, 0], 1])
+            for ahead in range(fetches[p, 1], fetches[p, 2], _LINE):
+                _fetch(place + ahead)
+            _add_products(total + p * LANES * 8, row + pairs[p, 0] * _WIDE * 8, row + pairs[p, 1] * _WIDE * 8)
     for p in range(pairs.shape[0]):
-        total = 0.0
+        gram[p] = 0.0
         for l in range(LANES):  # noqa: E741
-            total += sums[p, l]
-        gram[p] = total
-    return 0
+            gram[p] += sums[p, l]
 
 
 @_compiled
-def _accumulate(wide: np.ndarray, pairs: np.ndarray, sums: np.ndarray) -> None:
-    for p in range(pairs.shape[0]):
-        x, y, total = wide[pairs[p, 0]], wide[pairs[p, 1]], sums[p]
-        for l in range(LANES):  # noqa: E741
-            total[l] += (x[l] * y[l] + x[l + LANES] * y[l + LANES]) + (
-                x[l + 2 * LANES] * y[l + 2 * LANES] + x[l + 3 * LANES] * y[l + 3 * LANES]
-            )
+def _fetch_plan(sources: np.ndarray, pairs: int) -> np.ndarray:
+    """Per pair: which vector's bytes to ask for, from and to which byte past the present place, so that the memory
+    works while products are computed: together, the next but one step of all vectors."""
+    plan = np.zeros((pairs, 3), np.int64)
+    if pairs == 0:
+        return plan
+    vectors = sources.shape[0]
+    shares = max(1, pairs // vectors)
+    for p in range(min(pairs, shares * vectors)):
+        step = _WIDE * _item(sources[p // shares, 1])
+        plan[p, 0] = p // shares
+        plan[p, 1] = 2 * step + step * (p % shares) // shares // _LINE * _LINE
+        plan[p, 2] = 2 * step + step * (p % shares + 1) // shares // _LINE * _LINE
+    return plan
+
+
+@_compiled
+def _subtract(wide: np.ndarray, base: int) -> None:
+    origin = wide[base]
+    for k in range(wide.shape[0]):
+        if k != base:
+            row = wide[k]
+            for l in range(_WIDE):  # noqa: E741
+                row[l] = np.float32(row[l] - origin[l])
 
 
 @_compiled
 def combine_piece(sources: np.ndarray, coefficients: np.ndarray, sink: np.ndarray, start: int, count: int) -> int:
     """Write Σ c_k t_k of elements ``start : start + count``: summed in float64 in the order given, rounded once.
 
-    Returns: how many stored results are NaN or infinite, ``READ_FAILED - k``, or ``WRITE_FAILED``.
+    Returns: how many stored results are NaN or infinite, or ``WRITE_FAILED``.
     """
-    vectors = sources.shape[0]
-    buffers = np.empty((vectors + 1, BLOCK), np.uint32)
-    wide = np.empty(_WIDE)
-    total = np.empty(_WIDE)
-    bits = np.empty(_WIDE, np.uint32)
-    address = np.empty(vectors, np.int64)
+    buffer = np.empty(BLOCK, np.uint32)
+    wide = np.empty(_NARROW)
+    total = np.empty(_NARROW)
+    bits = np.empty(_NARROW, np.uint32)
     out_item = _item(sink[3])
     wrong = 0
     for block in range(start, start + count, BLOCK):
         length = min(BLOCK, start + count - block)
-        for k in range(vectors):
-            address[k] = _locate(sources[k], block, length, buffers[k])
-            if address[k] == 0:
-                return READ_FAILED - k
-        target = np.int64(buffers[vectors].ctypes.data)
+        target = np.int64(buffer.ctypes.data)
         if sink[0] != 0:
             target = sink[0] + sink[2] + block * out_item
-        for at in range(0, length, _WIDE):
-            n = min(_WIDE, length - at)
-            for k in range(vectors):
-                _widen(wide, address[k] + at * _item(sources[k, 3]), sources[k, 3], n, bits)
-                factor = coefficients[k]
-                if k == 0:
-                    for l in range(n):  # noqa: E741
-                        total[l] = factor * wide[l]
-                else:
-                    for l in range(n):  # noqa: E741
-                        total[l] += factor * wide[l]
+        for at in range(0, length, _NARROW):
+            n = min(_NARROW, length - at)
+            for k in range(sources.shape[0]):
+                item = _item(sources[k, 1])
+                place = sources[k, 0] + (block + at) * item
+                for line in range(0, _NARROW * item, _LINE):
+                    _fetch(place + 4 * _NARROW * item + line)
+                _add_scaled(total, coefficients[k], k == 0, place, sources[k, 1], n, wide, bits)
             wrong += _narrow(total, target + at * out_item, sink[3], n, bits)
-        if sink[0] == 0 and not _transfer(False, sink[1], target, length * out_item, sink[2] + block * out_item):
+        if sink[0] == 0 and not _write(sink[1], target, length * out_item, sink[2] + block * out_item):
             return WRITE_FAILED
     return wrong
 
 
 @_compiled
+def _add_scaled(
+    total: np.ndarray,
+    factor: float,
+    first: bool,
+    address: int,
+    code: int,
+    count: int,
+    wide: np.ndarray,
+    bits: np.ndarray,
+) -> None:
+    """Add ``factor`` times stored elements to ``total``; the first term starts it, so that -0.0 stays -0.0."""
+    if code != 0:
+        _widen(wide, address, code, count, bits)
+        for k in range(count):
+            total[k] = factor * wide[k] if first else total[k] + factor * wide[k]
+        return
+    single = numba.carray(_pointer(address), count, np.float32)
+    if first:
+        for k in range(count):
+            total[k] = factor * single[k]
+    else:
+        for k in range(count):
+            total[k] += factor * single[k]
+
+
+@_compiled
 def count_nonfinite(source: np.ndarray, start: int, count: int) -> int:
-    """NaN and infinite elements of one source in ``start : start + count``, or ``READ_FAILED``."""
-    buffer = np.empty(BLOCK, np.uint32)
+    """NaN and infinite elements of one source in ``start : start + count``."""
+    place = source[0] + start * _item(source[1])
     wrong = 0
-    for block in range(start, start + count, BLOCK):
-        length = min(BLOCK, start + count - block)
-        address = _locate(source, block, length, buffer)
-        if address == 0:
-            return READ_FAILED
-        if source[3] == 0:
-            single = numba.carray(_pointer(address), length, np.uint32)
-            for k in range(length):
-                wrong += (single[k] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
-        else:
-            mask = np.uint16(0x7F80) if source[3] == 1 else np.uint16(0x7C00)
-            half = numba.carray(_pointer(address), length, np.uint16)
-            for k in range(length):
-                wrong += (half[k] & mask) == mask
+    if source[1] == 0:
+        single = numba.carray(_pointer(place), count, np.uint32)
+        for k in range(count):
+            wrong += (single[k] & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+        return wrong
+    mask = np.uint16(0x7F80) if source[1] == 1 else np.uint16(0x7C00)
+    half = numba.carray(_pointer(place), count, np.uint16)
+    for k in range(count):
+        wrong += (half[k] & mask) == mask
     return wrong
+
+
+@_compiled
+def count_bits(bits: np.ndarray, high: int, counts: np.ndarray) -> None:
+    """Histogram of uint32: of the upper 16 bits (``high`` < 0), or of the lower 16 where the upper are ``high``.
+
+    Args: bits: (n,) uint32; counts: (65536,) int64, added to.
+    """
+    if high < 0:
+        for k in range(bits.size):
+            counts[bits[k] >> np.uint32(16)] += 1
+    else:
+        for k in range(bits.size):
+            if bits[k] >> np.uint32(16) == high:
+                counts[bits[k] & np.uint32(0xFFFF)] += 1

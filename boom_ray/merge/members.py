@@ -44,13 +44,12 @@ class Members:
     def fingerprints(self) -> tuple[str, ...]:
         return tuple(identity(checkpoint.digest_input) for checkpoint in self.checkpoints)
 
-    def sources(self, name: str, maps: Maps, mapped: bool) -> np.ndarray:
-        """Rows (K, 4) for the kernels: address or 0, descriptor, byte offset, type code."""
-        table = np.empty((len(self.checkpoints), 4), np.int64)
+    def sources(self, name: str, maps: Maps) -> np.ndarray:
+        """Rows (K, 2) for the kernels: address of the first element, type code."""
+        table = np.zeros((len(self.checkpoints), 2), np.int64)
         for k, tensor in enumerate(self.rows[name]):
             path = self.checkpoints[k].directory / tensor.file
-            address = maps.address(path) if mapped and tensor.size else 0
-            table[k] = address, maps.descriptor(path), tensor.offset, CODES[tensor.dtype]
+            table[k] = (maps.address(path) + tensor.offset if tensor.size else 0), CODES[tensor.dtype]
         return table
 
     def where(self, name: str, k: int) -> str:

@@ -1,91 +1,81 @@
 """The numpy twins of :mod:`boom_ray.merge.kernels`: the same arithmetic in the same order, so the same bits.
 
-They are what the tests compare the compiled kernels with, and what runs where numba cannot be imported. They read by
-mapping or ``pread`` through the same sources.
+They are what the tests compare the compiled kernels with, and what runs where numba cannot be imported.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from typing import Any
 
 import numpy as np
 
-LANES = 128
+LANES = 32
 BLOCK = 32768
-_WIDE = 4 * LANES
-READ_FAILED = -1
-WRITE_FAILED = -(1 << 40)
-_STORED = (np.dtype("<f4"), np.dtype("<u2"), np.dtype("<f2"))
+WRITE_FAILED = -1
+_STORED: tuple[np.dtype[Any], ...] = (np.dtype("<f4"), np.dtype("<u2"), np.dtype("<f2"))
 
 
-def _load(source: np.ndarray, start: int, count: int) -> np.ndarray | None:
-    """Elements as float64 (exact), or None when the file ends early or cannot be read."""
-    address, descriptor, offset, code = (int(v) for v in source)
+def load(source: np.ndarray, start: int, count: int) -> np.ndarray:
+    """Stored elements as float32 (exact for all three types); a view of the mapping where the type is float32."""
+    address, code = (int(v) for v in source)
     stored = _STORED[code]
-    size, place = count * stored.itemsize, offset + start * stored.itemsize
-    try:
-        data = ctypes.string_at(address + place, size) if address else os.pread(descriptor, size, place)
-    except OSError:
-        return None
-    if len(data) != size:
-        return None
-    values = np.frombuffer(data, stored)
+    place = address + start * stored.itemsize
+    values: np.ndarray = np.frombuffer((ctypes.c_char * (count * stored.itemsize)).from_address(place), stored)
     if code == 1:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float64)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values if code == 0 else values.astype(np.float32)
 
 
-def gram_piece(sources: np.ndarray, pairs: np.ndarray, base: int, start: int, count: int, gram: np.ndarray) -> int:
+def gram_piece(sources: np.ndarray, pairs: np.ndarray, base: int, start: int, count: int, gram: np.ndarray) -> None:
     """See :func:`boom_ray.merge.kernels.gram_piece`."""
     sums = np.zeros((len(pairs), LANES))
     for block in range(start, start + count, BLOCK):
         length = min(BLOCK, start + count - block)
-        wide = np.zeros((len(sources), -(-length // _WIDE) * _WIDE))
+        wide = np.zeros((len(sources), -(-length // LANES) * LANES))
         for k, source in enumerate(sources):
-            values = _load(source, block, length)
-            if values is None:
-                return READ_FAILED - k
-            wide[k, :length] = values
-        if base >= 0:
-            others = [k for k in range(len(sources)) if k != base]
-            wide[others] -= wide[base]
-        rows = wide.reshape(len(sources), -1, 4, LANES)
+            wide[k, :length] = load(source, block, length)
         with np.errstate(all="ignore"):
+            if base >= 0:
+                others = [k for k in range(len(sources)) if k != base]
+                wide[others] = (wide[others] - wide[base]).astype(np.float32)
+            rows = wide.reshape(len(sources), -1, LANES)
             for p, (i, j) in enumerate(pairs):
-                products = rows[i] * rows[j]
-                quads = (products[:, 0] + products[:, 1]) + (products[:, 2] + products[:, 3])
-                for quad in quads:
-                    sums[p] += quad
+                for products in rows[i] * rows[j]:
+                    sums[p] += products
     gram[:] = sums.cumsum(axis=1)[:, -1]  # cumsum adds strictly from left to right, sum does not
-    return 0
 
 
 def combine_piece(sources: np.ndarray, coefficients: np.ndarray, sink: np.ndarray, start: int, count: int) -> int:
     """See :func:`boom_ray.merge.kernels.combine_piece`."""
-    address, descriptor, offset, code = (int(v) for v in sink)
-    item = _STORED[code].itemsize
     wrong = 0
     for block in range(start, start + count, BLOCK):
         length = min(BLOCK, start + count - block)
-        total: np.ndarray | None = None
-        for k, source in enumerate(sources):
-            values = _load(source, block, length)
-            if values is None:
-                return READ_FAILED - k
-            term = coefficients[k] * values
-            total = term if total is None else total + term
-        assert total is not None
-        data, bad = round_once(total, code)
+        total = coefficients[0] * load(sources[0], block, length).astype(np.float64)
+        for factor, source in zip(coefficients[1:], sources[1:], strict=True):
+            total = total + factor * load(source, block, length).astype(np.float64)
+        bad = store(total, sink, block)
+        if bad < 0:
+            return WRITE_FAILED
         wrong += bad
-        place = offset + block * item
-        if address:
-            ctypes.memmove(address + place, data, len(data))
-        else:
-            try:
-                os.pwrite(descriptor, data, place)
-            except OSError:
-                return WRITE_FAILED
+    return wrong
+
+
+def store(exact: np.ndarray, sink: np.ndarray, start: int) -> int:
+    """Write float64 values at element ``start`` of a sink, rounded once; how many are not finite, or WRITE_FAILED."""
+    address, descriptor, offset, code = (int(v) for v in sink)
+    data, wrong = round_once(exact, code)
+    place = offset + start * _STORED[code].itemsize
+    if address:
+        ctypes.memmove(address + place, data, len(data))
+        return wrong
+    try:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(descriptor, data[written:], place + written)
+    except OSError:
+        return WRITE_FAILED
     return wrong
 
 
@@ -96,7 +86,7 @@ def round_once(exact: np.ndarray, code: int) -> tuple[bytes, int]:
             single = exact.astype(np.float32)
             bits = single.view(np.uint32).copy()
             bits -= (np.abs(single.astype(np.float64)) > np.abs(exact)).astype(np.uint32)
-            bits |= (single.astype(np.float64) != exact).astype(np.uint32)
+            bits |= (single.astype(np.float64) != exact).astype(np.uint32)  # to odd: rounding again is one rounding
             bits += np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))
             half = (bits >> 16).astype(np.uint16)
             half[np.isnan(exact)] = 0x7FC0
@@ -107,10 +97,11 @@ def round_once(exact: np.ndarray, code: int) -> tuple[bytes, int]:
 
 def count_nonfinite(source: np.ndarray, start: int, count: int) -> int:
     """See :func:`boom_ray.merge.kernels.count_nonfinite`."""
-    wrong = 0
-    for block in range(start, start + count, BLOCK):
-        values = _load(source, block, min(BLOCK, start + count - block))
-        if values is None:
-            return READ_FAILED
-        wrong += int((~np.isfinite(values)).sum())
-    return wrong
+    return int((~np.isfinite(load(source, start, count))).sum())
+
+
+def count_bits(bits: np.ndarray, high: int, counts: np.ndarray) -> None:
+    """See :func:`boom_ray.merge.kernels.count_bits`."""
+    upper = bits >> np.uint32(16)
+    chosen = upper if high < 0 else bits[upper == high] & np.uint32(0xFFFF)
+    counts += np.bincount(chosen, minlength=len(counts))

@@ -214,28 +214,34 @@ def _read_file(root: Path, file: str) -> tuple[dict[str, Tensor], int]:
 
 
 class Maps:
-    """Open files of several checkpoints, each mapped or opened once; closed together. Used by one merge."""
+    """Read-only mappings of the members' files, each file once; unmapped together."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, int] = {}
         self._maps: dict[Path, mmap.mmap] = {}
 
-    def descriptor(self, path: Path) -> int:
-        if path not in self._files:
-            self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[path]
-
     def address(self, path: Path) -> int:
-        """Address of the file's first byte in a read-only mapping."""
+        """Address of the file's first byte.
+
+        Raises:
+            BoomError: the file cannot be opened or mapped.
+        """
         if path not in self._maps:
-            self._maps[path] = mmap.mmap(self.descriptor(path), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+            try:
+                with open(path, "rb") as stream:
+                    self._maps[path] = mmap.mmap(stream.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)
+            except (OSError, ValueError) as error:
+                raise BoomError(f"{path} cannot be read ({error}).") from None
         return np.frombuffer(self._maps[path], np.uint8).ctypes.data
 
+    def advise(self, path: Path, start: int, stop: int, needed: bool) -> None:
+        """Tell the system that bytes ``start:stop`` are needed soon, or that their pages may leave this process."""
+        page = mmap.PAGESIZE
+        begin = start // page * page
+        advice = mmap.MADV_WILLNEED if needed else mmap.MADV_DONTNEED
+        self._maps[path].madvise(advice, begin, stop - begin)
+
     def close(self) -> None:
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
-        self._maps.clear()  # unmapped with the last view
+        self._maps.clear()  # unmapped with the last view of them
 
     def __enter__(self) -> Maps:
         return self

@@ -33,9 +33,10 @@ class MergeOptions:
     """How a merge runs; nothing here changes a byte of the weights, except that ``shard_size`` cuts the files.
 
     Attributes:
-        workers: threads, default one per core; memory: what the merge may allocate, libraries included;
-        mmap: read through memory mappings; overwrite: replace an existing output (by a swap at the end);
-        shard_size: largest output file; durable: flush to the disk before the result appears.
+        workers: threads, default one per core; memory: of the members' weights and buffers at once, beside the
+        interpreter and its libraries; mmap: no such limit, the members stay mapped (fastest); overwrite: replace an
+        existing output, by a swap at the end; shard_size: largest output file; durable: flush to the disk before the
+        result appears.
     """
 
     workers: int | None = None
@@ -44,6 +45,10 @@ class MergeOptions:
     overwrite: bool = False
     shard_size: str = "4GB"
     durable: bool = True
+
+    @property
+    def window(self) -> int | None:
+        return None if self.mmap else parse_bytes(self.memory)
 
 
 def merge(
@@ -143,7 +148,7 @@ def plan_recipe(recipe: MergeRecipe, directory: Path, options: MergeOptions) -> 
 
 def _plan(members: tuple[Path, ...], base: Path | None, directory: Path, options: MergeOptions) -> MergePlan:
     size = parse_bytes(options.shard_size)
-    return MergePlan(members, base, directory, shard_bytes=size, workers=options.workers, mapped=options.mmap)
+    return MergePlan(members, base, directory, shard_bytes=size, workers=options.workers, window=options.window)
 
 
 def _roles(recipe: MergeRecipe) -> tuple[list[str], str | None]:
@@ -210,7 +215,7 @@ def _local(model: str) -> Path:
 
 def _run(plan: MergePlan, *, durable: bool) -> None:
     pending = prepare(plan)
-    with Engine(plan.opened, plan.workers, plan.mapped) as engine:
+    with Engine(plan.opened, plan.workers, plan.window) as engine:
         merge_tensors(plan, pending, durable=False, engine=engine)
 
 
@@ -252,7 +257,7 @@ def combine_into(
 
     For many tensors open :class:`boom_ray.merge.engine.Engine` once and call its ``combine_into``.
     """
-    with Engine(open_members(members, base), mapped=True) as engine:
+    with Engine(open_members(members, base)) as engine:
         return engine.combine_into(name, np.asarray(coefficients))
 
 
