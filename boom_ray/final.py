@@ -82,6 +82,8 @@ class Final:
                     revision=model.identity,
                     trained=self._task.trained,
                 )
+            kept = ("name", "task_type", "domain", "metric", "language")
+            stage.meta["sets"] = [{field: getattr(entry, field) for field in kept} for entry in self._task.sets]
             stage.meta.update(scores=scores, dev={half: self._dev(directory, half) for half in ("a", "b")})
 
     def _dev(self, directory: Path, half: str) -> dict[str, float]:
@@ -111,7 +113,7 @@ class Final:
 
 
 def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> dict[str, Any]:
-    """The merge as a mergekit recipe, paths relative to the run directory; scale and task_vectors are boom_ray's own."""
+    """The merge as a mergekit recipe, paths relative to the run directory; scale and task_vectors are our own keys."""
     keys, settings = task.keys, task.recipe.merge
     models = [
         {"model": f"{key.kind}/{key.name}", "parameters": {"weight": float(weight)}}

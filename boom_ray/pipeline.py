@@ -299,11 +299,16 @@ def _final(run: _Run) -> None:
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
+    from boom_ray.final import FinalTask
     from boom_ray.session import node_resources
     from boom_ray.stages import FinalHandle
 
-    sets = evaluation_sets(recipe, run.ledger, keys)
-    final = FinalHandle(recipe, run.ledger, keys, sets, node_resources())
+    trained = [d["name"] for d in run.ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
+    sets = evaluation_sets(run, trained)
+    nodes = node_resources()
+    threads = max(int(node.get("CPU", 0)) for node in nodes)
+    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), tuple(trained), threads)
+    final = FinalHandle(task, gpus=1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0)
     for name in MERGES:
         if _stage(run, keys.merges[name], f"final: merging with {name} weights"):
             final.merge(name, *merge_weights(recipe, run.ledger, keys, name))
@@ -326,14 +331,10 @@ def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tupl
     return best["weights"], best["scale"]
 
 
-def evaluation_sets(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[EvalSet]:
+def evaluation_sets(run: _Run, trained: Sequence[str]) -> list[EvalSet]:
     """The recipe's sets and those that the corpus brought, in-domain or not by what was trained on."""
-    folders: list[str | Path] = list(recipe.evaluate.sets)
-    brought = ledger.path(keys.corpus) / "eval"
+    folders: list[str | Path] = list(run.recipe.evaluate.sets)
+    brought = run.path(run.keys.corpus) / "eval"
     if brought.is_dir():
         folders.append(brought)
-    return eval_sets.find_sets(folders, trained_datasets(ledger, keys)) if folders else []
-
-
-def trained_datasets(ledger: Ledger, keys: Keys) -> list[str]:
-    return [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
+    return eval_sets.find_sets(folders, trained) if folders else []

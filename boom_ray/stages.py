@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
-from boom_ray.config import Base, BoomError, Recipe
+from boom_ray.config import Base, BoomError
 from boom_ray.data.schedule import Batch
-from boom_ray.evaluate.sets import EvalSet
-from boom_ray.ledger import Key, Ledger
-from boom_ray.plan import Keys
+from boom_ray.final import Final, FinalTask
+from boom_ray.ledger import Key
 from boom_ray.train.member import MemberTask
 
 
@@ -61,25 +60,10 @@ def _make_grams(members: list[str], base: str, out: str) -> None:
 
 
 class FinalHandle:
-    """The final actor, on the node with the most cores (and a GPU where there is one)."""
+    """The final actor, with all cores of a node (and a GPU where there is one)."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        ledger: Ledger,
-        keys: Keys,
-        sets: Sequence[EvalSet],
-        nodes: Sequence[Mapping[str, float]],
-    ) -> None:
-        from boom_ray.final import Final, FinalTask
-        from boom_ray.pipeline import trained_datasets
-
-        cpus = max(int(node.get("CPU", 0)) for node in nodes)
-        gpus = 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0
-        task = FinalTask(
-            recipe, str(ledger.root.resolve()), keys, tuple(sets), tuple(trained_datasets(ledger, keys)), cpus
-        )
-        self._actor: Any = ray.remote(Final).options(num_cpus=cpus, num_gpus=gpus).remote(task)
+    def __init__(self, task: FinalTask, gpus: int) -> None:
+        self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
         _get(self._actor.merge.remote(name, list(weights), scale))

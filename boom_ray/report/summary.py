@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Recipe
-from boom_ray.evaluate.sets import find_sets
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
 from boom_ray.report.page import write_page
@@ -43,8 +42,8 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "hardware": _hardware(ledger),
         "corpus": _corpus(ledger, keys),
         "members": members,
-        "sets": _sets(ledger, keys, recipe),
-        "models": _models(ledger, keys, recipe),
+        "sets": _sets(ledger, keys),
+        "models": _models(ledger, keys),
         "cosine": _cosine(ledger, keys),
         "search": _search(ledger, keys),
         "stages": stages,
@@ -81,18 +80,13 @@ def _corpus(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
     return rows
 
 
-def _sets(ledger: Ledger, keys: Keys, recipe: Recipe) -> list[dict[str, Any]]:
-    if not ledger.has(keys.corpus):
-        return []
-    folders: list[str | Path] = [f for f in recipe.evaluate.sets if Path(f).is_dir()]
-    brought = ledger.path(keys.corpus) / "eval"
-    folders += [brought] if brought.is_dir() else []
-    trained = [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
-    kept = ("name", "task_type", "domain", "metric", "language")
-    return [{k: getattr(s, k) for k in kept} for s in find_sets(folders, trained)] if folders else []
+def _sets(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
+    """The evaluation sets as they were when the base was scored."""
+    key = keys.scores["base"]
+    return ledger.manifest(key)["meta"]["sets"] if ledger.has(key) else []
 
 
-def _models(ledger: Ledger, keys: Keys, recipe: Recipe) -> list[dict[str, Any]]:
+def _models(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
     if not (ledger.has(keys.scores["base"])):
         return []
     base = ledger.manifest(keys.scores["base"])["meta"]["dev"]
