@@ -49,7 +49,7 @@ class Resident:
     def __init__(self, spec: MergeSpec, device: str | None = None) -> None:
         self._spec = spec
         self._grams = Grams.load(spec.grams)
-        self._engine = Engine(open_members(spec.members, spec.base), workers=1, mapped=True)
+        self._engine = Engine(open_members(spec.members, spec.base), workers=1)
         self.encoder = Encoder.load(spec.base, device=device)
         self._parameters = dict(self.encoder.backbone.named_parameters())
 
