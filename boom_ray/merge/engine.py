@@ -99,7 +99,7 @@ class Engine:
         Raises:
             BoomError: write errors; results that are NaN or infinite (tensor and count).
         """
-        terms = {name: active(self.sources(name), values) for name, values in chosen.items()}
+        terms = {name: self.terms(name, values) for name, values in chosen.items()}
         sinks = {name: self.sink(layout, directory, name) for name in chosen}
 
         def piece(task: Task) -> int:
@@ -129,7 +129,7 @@ class Engine:
             BoomError: NaN or infinite weights or results.
         """
         out = np.empty(self.members.floats[name], np.float32)
-        sources, factors = active(self.sources(name), np.asarray(values, np.float64))
+        sources, factors = self.terms(name, np.asarray(values, np.float64))
         sink = np.array([out.ctypes.data, 0, 0, CODES["F32"]], np.int64)
 
         def piece(task: Task) -> int:
@@ -141,6 +141,22 @@ class Engine:
                 f"tensor '{name}': results are too large for float32. Lower the merge weights or the scale."
             )
         return out.reshape(self.members.rows[name][0].shape)
+
+    def terms(self, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sources and coefficients of the sum, in the order of adding.
+
+        Coefficient zero is left out: not read, and a lone coefficient 1 keeps even the sign of zero. The order is by
+        coefficient, then by content, so that the order in which members are named changes no bit.
+        """
+
+        def first_bytes(k: int) -> bytes:
+            tensor = self.members.rows[name][k]
+            return self.members.checkpoints[k].view(tensor.name)[:4096].tobytes()
+
+        kept = [int(k) for k in np.flatnonzero(values)] or [0]
+        tied = len({float(values[k]) for k in kept}) < len(kept)
+        kept.sort(key=lambda k: (float(values[k]), first_bytes(k) if tied else b""))
+        return np.ascontiguousarray(self.sources(name)[kept]), np.ascontiguousarray(values[kept], np.float64)
 
     def sources(self, name: str) -> np.ndarray:
         """Kernel rows (K, 2) of a tensor in all members and the base."""
@@ -217,13 +233,6 @@ class Engine:
         """Bring what has been written to the disk."""
         for descriptor in self._sinks.values():
             os.fdatasync(descriptor)
-
-
-def active(sources: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out vectors with coefficient zero: not read, and a lone coefficient 1 keeps even the sign of zero."""
-    kept = np.flatnonzero(values)
-    kept = kept if len(kept) else np.array([0])
-    return np.ascontiguousarray(sources[kept]), np.ascontiguousarray(values[kept], np.float64)
 
 
 def _sum(parts: list[np.ndarray]) -> np.ndarray:

@@ -27,7 +27,9 @@ from boom_ray.merge.files import copy_files
 from boom_ray.merge.gram import Grams, gram_of
 from boom_ray.merge.layout import Layout, plan_layout, preallocate
 from boom_ray.merge.members import Members, open_members
-from boom_ray.merge.methods import Setting, get_method, tensor_coefficients
+from boom_ray.merge.methods import Setting, tensor_coefficients
+from boom_ray.merge.ranks import TensorPass
+from boom_ray.merge.registry import check_parameters, get_method
 
 STATE = ".merge"
 GROUP = 1 << 23  # elements whose Gram and sum are computed one after the other, while the page cache still holds them
@@ -138,12 +140,25 @@ def merge_tensors(plan: MergePlan, names: Sequence[str], *, durable: bool = True
     with nullcontext(engine) if engine is not None else Engine(plan.opened, plan.workers, plan.window) as running:
         assert running is not None
         for group in groups(plan, names):
-            running.combine(_coefficients(plan, running, group), plan.layout, plan.directory)
+            _write(plan, running, group)
             running.release(running.tasks(group))
             if durable:
                 running.flush()
             with open(notes, "a", encoding="utf-8") as stream:
                 stream.write("".join(json.dumps([name, None if durable else _boot()]) + "\n" for name in group))
+
+
+def _write(plan: MergePlan, engine: Engine, names: Sequence[str]) -> None:
+    settings = plan.settings or {}
+    ranked = [n for n in names if n in settings and get_method(settings[n].method).space == "elementwise"]
+    spanned = [n for n in names if n not in ranked]
+    if spanned:
+        engine.combine(_coefficients(plan, engine, spanned), plan.layout, plan.directory)
+    for name in ranked:
+        chosen, setting = get_method(settings[name].method), settings[name]
+        method = chosen.function(np.array(setting.weights), **check_parameters(chosen, setting.parameters))
+        results = TensorPass(engine, name, method).write(engine.sink(plan.layout, plan.directory, name), setting.scale)
+        engine.check_written(results, plan.layout)
 
 
 def groups(plan: MergePlan, names: Sequence[str]) -> Iterator[list[str]]:

@@ -22,7 +22,9 @@ def load(source: np.ndarray, start: int, count: int) -> np.ndarray:
     address, code = (int(v) for v in source)
     stored = _STORED[code]
     place = address + start * stored.itemsize
-    values: np.ndarray = np.frombuffer((ctypes.c_char * (count * stored.itemsize)).from_address(place), stored)
+    values: np.ndarray = np.frombuffer(
+        memoryview((ctypes.c_char * (count * stored.itemsize)).from_address(place)), stored
+    )
     if code == 1:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values if code == 0 else values.astype(np.float32)

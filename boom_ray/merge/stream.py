@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,8 @@ from boom_ray.merge.files import check_files
 from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare, with_directory
 from boom_ray.merge.members import open_members
 from boom_ray.merge.mergekit_recipe import Depth, MergeRecipe, read_recipe, resolve
-from boom_ray.merge.methods import Setting, check_parameters, get_method
+from boom_ray.merge.methods import Setting, check_setting
+from boom_ray.merge.registry import Method, get_method
 
 RECIPE_FILE = "mergekit_config.yml"
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -168,44 +169,42 @@ def _roles(recipe: MergeRecipe) -> tuple[list[str], str | None]:
 
 
 def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: float) -> Setting:
+    """Method, weights and parameters of one tensor."""
     chosen = get_method(recipe.merge_method)
     own = {entry.model: entry.parameters for entry in recipe.models}
-    shared = dict(recipe.parameters)
-    keys = {key for scope in [shared, *own.values()] for key in scope}
-    weights = _weights(recipe, members, own, tensor, depth)
-    general = {"weight", "scale", "task_vectors"} - ({"scale"} if "scale" in chosen.parameters else set())
-    general |= {"t"} if chosen.name == "slerp" else set()
-    values = {}
-    for key in sorted(keys - general):
-        scopes = [own.get(members[0], {}), shared] if chosen.name == "passthrough" else [shared]
-        value = resolve(key, scopes, tensor, depth, "merge recipe")
-        if value is not None or key not in chosen.parameters:
-            values[key] = value
-    check_parameters(chosen, values)
-    scale = resolve("scale", [shared], tensor, depth, "merge recipe") if "scale" in general else None
+
+    def lookup(key: str, member: str | None = None) -> Any:
+        scopes = [own.get(member, {}), recipe.parameters] if member is not None else [recipe.parameters]
+        return resolve(key, scopes, tensor, depth, member or "merge recipe")
+
+    general = {"weight", "scale", "int8_mask"} - set(chosen.parameters) | ({"t"} if chosen.name == "slerp" else set())
+    values: dict[str, Any] = {}
+    for key in sorted({key for scope in [recipe.parameters, *own.values()] for key in scope} - general):
+        if key in chosen.parameters and "PerMember" in str(chosen.parameters[key].annotation):
+            found = [lookup(key, member) for member in members]
+            values[key] = tuple(1.0 if value is None else value for value in found)
+        else:
+            value = lookup(key, members[0] if chosen.name == "passthrough" else None)
+            if value is not None or key not in chosen.parameters:
+                values[key] = value
+    scale = lookup("scale") if "scale" in general else None
     deltas = recipe.base_model is not None and chosen.name not in ("slerp", "linear")
-    wanted = resolve("task_vectors", [shared], tensor, depth, "merge recipe")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise BoomError(f"merge recipe: 'task_vectors' must be true or false, got {wanted!r}.")
-    deltas = deltas if wanted is None else wanted
-    return Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=deltas)
+    weights = _weights(chosen, members, tensor, lookup)
+    setting = Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=deltas)
+    check_setting(setting, recipe.base_model is not None and chosen.name != "slerp")
+    return setting
 
 
-def _weights(
-    recipe: MergeRecipe, members: Sequence[str], own: Mapping[str, Mapping[str, Any]], tensor: str, depth: float
-) -> tuple[float, ...]:
-    if recipe.merge_method == "slerp":
-        t = resolve("t", [recipe.parameters], tensor, depth, "merge recipe")
+def _weights(chosen: Method, members: Sequence[str], tensor: str, lookup: Callable[..., Any]) -> tuple[float, ...]:
+    if chosen.name == "slerp":
+        t = lookup("t")
         if t is None:
             raise BoomError("slerp needs the parameter 't': 0 is base_model, 1 the other model.")
         return (1.0 - float(t), float(t))
-    weights = [resolve("weight", [own.get(m, {}), recipe.parameters], tensor, depth, m) for m in members]
-    optional = recipe.merge_method in ("karcher", "model_stock", "passthrough")
+    weights = [lookup("weight", member) for member in members]
     for member, weight in zip(members, weights, strict=True):
-        if weight is None and not optional:
-            raise BoomError(
-                f"merge recipe: model {member} has no 'weight' for tensor '{tensor}'. Give it one under parameters."
-            )
+        if weight is None and chosen.weighted and chosen.name != "karcher":
+            raise BoomError(f"merge recipe: {member} has no 'weight' for tensor '{tensor}'. Give it under parameters.")
     return tuple(1.0 if weight is None else float(weight) for weight in weights)
 
 
