@@ -75,29 +75,52 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
 def merge(
     config: Annotated[Path, typer.Argument(help="A merge recipe in mergekit's YAML (docs/merging.md).")],
     out: Annotated[Path, typer.Argument(help="Directory to write; it appears complete or not at all.")],
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Run directory that the recipe's relative model paths are in.")
+    ] = None,
     memory: Annotated[str, typer.Option(help="What the merge may allocate, libraries included.")] = "256MB",
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
     mmap: Annotated[bool, typer.Option("--mmap", help="Read through memory mappings: fastest.")] = False,
     shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "4GB",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output, by a swap at the end.")
+        bool, typer.Option("--overwrite", help="Replace an existing output by a swap at the end.")
     ] = False,
 ) -> None:
     """Merge models by a mergekit recipe, streaming, in constant memory.
 
-    Example:  boom-ray merge merge.yml merged/ --memory 128MB --workers 2
+    Examples:
+
+      boom-ray merge merge.yml merged/ --memory 128MB --workers 2
+
+      boom-ray merge runs/quickstart/published/NAME/mergekit_config.yml half/ --run-dir runs/quickstart
+          --set parameters.scale=0.5
     """
-    from boom_ray.merge.stream import MergeOptions
+    from boom_ray.config import apply_overrides, read_yaml
+    from boom_ray.merge.stream import MergeOptions, in_directory
     from boom_ray.merge.stream import merge as merge_models
 
+    recipe = apply_overrides(read_yaml(config), overrides or ())
     options = MergeOptions(workers, memory, mmap, overwrite, shard_size)
-    typer.echo(f"merged: {merge_models(config, out, options)}")
+    typer.echo(f"merged: {merge_models(in_directory(recipe, run_dir) if run_dir else recipe, out, options)}")
 
 
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A sentence-transformers or Hugging Face directory.")],
-    sets: Annotated[list[Path], typer.Option("--sets", help="Folder of evaluation sets (docs/data.md). Repeatable.")],
+    sets: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--sets", help="Folder of evaluation sets (docs/evaluation.md). Repeatable. Default: the run's sets."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--run-dir", help="Run whose sets, cap and training datasets are used. Default: the run MODEL is in."
+        ),
+    ] = None,
     cap: Annotated[int | None, typer.Option(help="Texts per set at most, the same for all models.")] = None,
     results: Annotated[Path, typer.Option(help="mteb result cache; finished sets are not run again.")] = Path(
         "results"
@@ -109,15 +132,21 @@ def evaluate(
 ) -> None:
     """Score a model on evaluation sets with mteb, in-domain and out-of-domain.
 
-    Example:  boom-ray evaluate runs/quickstart/published/NAME --sets my_sets/ --cap 500
+    Examples:
+
+      boom-ray evaluate runs/quickstart/published/NAME
+
+      boom-ray evaluate my-model/ --sets my_sets/ --cap 500 --trained my_dataset
     """
     from boom_ray.evaluate.score import evaluate as score
-    from boom_ray.evaluate.sets import find_sets
+    from boom_ray.pipeline import find_evaluation
 
-    found = find_sets(sets, trained)
-    scores = score(model, found, results=results, cap=cap, trained=tuple(trained or ()))
+    found = find_evaluation(model, sets or (), run_dir, overrides or ())
+    names = tuple(trained) if trained else found.trained
+    entries = found.sets(names or None)
+    scores = score(model, entries, results=results, cap=cap or found.cap, trained=names)
     for domain, title in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):
-        rows = [s for s in found if s.domain == domain]
+        rows = [entry for entry in entries if entry.domain == domain]
         for row in rows:
             typer.echo(f"{title:14} {row.name:32} {row.task_type:15} {row.metric:16} {100 * scores[row.name]:6.2f}")
         if rows:
@@ -126,15 +155,26 @@ def evaluate(
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Print a run's tables and write report/index.html again.
+def report(
+    run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Print a run's tables and write report/index.html again; works while the run is under way, too.
 
-    Example:  boom-ray report runs/quickstart
+    Examples:
+
+      boom-ray report runs/quickstart
+
+      boom-ray report runs/quickstart --set bags.ratios='[0.5, 1.0]'   # an earlier variant kept in the same directory
     """
     from boom_ray.pipeline import report as write_report
     from boom_ray.report.tables import format_tables
 
-    summary, page = write_report(run_dir)
+    directory = run or run_dir
+    if directory is None:
+        raise BoomError("which run? Give its directory: boom-ray report runs/NAME.")
+    summary, page = write_report(directory, overrides=overrides or ())
     typer.echo(format_tables(summary))
     typer.echo(f"report: {page}")
 

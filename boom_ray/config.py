@@ -7,9 +7,11 @@ environment; ``dotted.key=value`` overrides are applied before the check.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -239,12 +241,22 @@ class Recipe(_Frozen):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``dotted.key=value`` overrides.
 
     Raises:
         BoomError: a missing file, bad YAML, an unknown key (with the nearest valid one), a wrong value, or an
             unset ``${VAR}``.
+    """
+    raw = apply_overrides(read_yaml(path), overrides)
+    return parse_recipe(_fill_environment(raw), origin=str(path))
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        BoomError: missing file, bad YAML, or no mapping.
     """
     file = Path(path)
     if not file.is_file():
@@ -254,10 +266,20 @@ def load_recipe(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BoomError(f"recipe {file} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
-        raise BoomError(f"recipe {file} must be a mapping with the keys {', '.join(Recipe.model_fields)}.")
+        raise BoomError(f"recipe {file} must be a mapping of keys to values, got {type(raw).__name__}.")
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``raw`` with ``dotted.key=value`` overrides applied in order; the value is read as YAML.
+
+    Raises:
+        BoomError: no ``=``, a value that is no YAML, an index out of range, or a key below a plain value.
+    """
+    changed = copy.deepcopy(raw)
     for override in overrides:
-        _apply_override(raw, override)
-    return parse_recipe(_fill_environment(raw), origin=str(file))
+        _apply_override(changed, override)
+    return changed
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:

@@ -98,19 +98,61 @@ def plan(
     return recipe, list_steps(recipe, ledger, derive_keys(recipe, look(recipe)))
 
 
-def report(run_dir: str | os.PathLike[str]) -> tuple[dict[str, Any], Path]:
+def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
     """Write the report of a run again, finished or not: (summary, path of the page). Needs none of its sources.
 
     Raises:
         BoomError: not a run directory.
     """
-    root = Path(run_dir)
+    recipe, ledger, keys = _known_run(Path(run_dir), overrides)
+    return write_summary(ledger, keys, recipe)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model is to be scored on: folders of sets, the cap, and the datasets that it was trained on, if known."""
+
+    folders: tuple[Path, ...]
+    cap: int | None
+    trained: tuple[str, ...]
+
+    def sets(self, trained: Sequence[str] | None) -> list[EvalSet]:
+        return eval_sets.find_sets(self.folders, trained)
+
+
+def find_evaluation(model: Path, folders: Sequence[Path], run_dir: Path | None, overrides: Sequence[str]) -> Evaluation:
+    """The sets for a model: the folders given, else those of ``run_dir``, else those of the run that the model is in.
+
+    Raises:
+        BoomError: no folders, and no run to take them from.
+    """
+    parent = model.resolve().parent.parent
+    root = run_dir or (parent if (parent / "world.json").is_file() else None)
+    if root is None:
+        if not folders:
+            raise BoomError(f"what is {model} to be scored on? Give --sets FOLDER, or --run-dir of a run.")
+        if overrides:
+            raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
+        return Evaluation(tuple(folders), None, ())
+    recipe, ledger, keys = _known_run(root, overrides)
+    brought = ledger.path(keys.corpus) / "eval"
+    own = [Path(f) for f in recipe.evaluate.sets] + ([brought] if brought.is_dir() else [])
+    trained = (
+        [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
+        if ledger.has(keys.corpus)
+        else []
+    )
+    return Evaluation(tuple(folders or own), recipe.evaluate.cap, tuple(trained))
+
+
+def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
+    """A run directory's recipe and keys, from what the run itself wrote down."""
     if not (root / "world.json").is_file():
         raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
-    recipe = load_recipe(root / "recipe.yaml")
+    recipe = load_recipe(root / "recipe.yaml", overrides)
     raw = json.loads((root / "world.json").read_text())
     world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]))
-    return write_summary(Ledger(root), derive_keys(recipe, world), recipe)
+    return recipe, Ledger(root), derive_keys(recipe, world)
 
 
 def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:
@@ -170,6 +212,8 @@ def _base_digest(recipe: Recipe) -> str | None:
 
 def _carry_out(run: _Run) -> None:
     """The story: every stage, in order."""
+    if run.recipe.base.model:
+        _start(run)  # first, so that a base that cannot be used costs no corpus
     _corpus(run)
     _start(run)
     _tokens(run)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from road_data import recipe_text, write_corpus, write_sets
 from safetensors.numpy import load_file
 
@@ -149,14 +148,7 @@ def test_merge_command_writes_what_the_run_published(finished: tuple[Path, str],
     """
     root, output = finished
     published = published_dir(output)
-    recipe = yaml.safe_load((published / "mergekit_config.yml").read_text())
-    for model in recipe["models"]:
-        model["model"] = str(root / model["model"])
-    if "base_model" in recipe:
-        recipe["base_model"] = str(root / recipe["base_model"])
-    config = tmp_path / "merge.yml"
-    config.write_text(yaml.safe_dump(recipe))
-    done = boom("merge", config, tmp_path / "merged")
+    done = boom("merge", published / "mergekit_config.yml", tmp_path / "merged", "--run-dir", root)
     assert done.returncode == 0, done.stderr
     again, first = (load_file(d / "model.safetensors") for d in (tmp_path / "merged", published))
     assert again.keys() == first.keys()
@@ -165,10 +157,10 @@ def test_merge_command_writes_what_the_run_published(finished: tuple[Path, str],
 
 
 @pytest.mark.slow
-def test_evaluate_command_gives_the_table_of_the_run(inputs: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_evaluate_command_gives_the_table_of_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
     summary = json.loads((finished[0] / "report" / "summary.json").read_text())
     expected = next(m for m in summary["models"] if m["name"] == summary["chosen"])["scores"]
-    done = boom("evaluate", published_dir(finished[1]), "--sets", inputs / "eval", cwd=tmp_path)
+    done = boom("evaluate", published_dir(finished[1]), cwd=tmp_path)  # the run's own sets
     assert done.returncode == 0, done.stderr
     for name, score in expected.items():
         assert re.search(rf"{name} .*{100 * score:.2f}", done.stdout), (name, score, done.stdout)

@@ -131,6 +131,22 @@ def plan_coefficients(
     return plan
 
 
+def in_directory(recipe: Mapping[str, Any], directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """A merge recipe whose relative model paths are taken from ``directory``, as a published model's recipe means them."""
+
+    def placed(model: Any) -> Any:
+        return str(Path(directory) / model) if isinstance(model, str) else model
+
+    changed = dict(recipe)
+    if "base_model" in changed:
+        changed["base_model"] = placed(changed["base_model"])
+    if isinstance(changed.get("models"), list):
+        changed["models"] = [
+            {**m, "model": placed(m.get("model"))} if isinstance(m, dict) else m for m in changed["models"]
+        ]
+    return changed
+
+
 def plan_recipe(recipe: MergeRecipe, directory: Path, options: MergeOptions) -> MergePlan:
     """Members, checked against each other, and every tensor's setting.
 
