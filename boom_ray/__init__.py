@@ -13,13 +13,13 @@ from boom_ray.config import BoomError, Recipe, load_recipe
 __all__ = ["BoomError", "Recipe", "evaluate", "load_recipe", "merge", "run"]
 __version__ = "0.1.0"
 
-_HOMES = {"run": "boom_ray.pipeline", "merge": "boom_ray.merge.stream", "evaluate": "boom_ray.evaluate.score"}
-
 
 def __getattr__(name: str) -> Any:
-    """Import :func:`run`, :func:`merge` and :func:`evaluate` on first use (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'boom_ray' has no attribute {name!r}")
+    """Import what :func:`run`, :func:`merge` and :func:`evaluate` need on first use (PEP 562)."""
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    if name == "run":
+        return import_module("boom_ray.pipeline").run
+    if name in ("merge", "evaluate"):
+        return import_module(f"boom_ray.{name}")
+    raise AttributeError(f"module 'boom_ray' has no attribute {name!r}")
