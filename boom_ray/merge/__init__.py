@@ -1,4 +1,4 @@
-"""Merging checkpoints: Gram matrices, methods, streaming. ``boom_ray.merge(config, out)`` is the room's one function."""
+"""Merging checkpoints: Gram matrices, methods, streaming; ``boom_ray.merge(config, out)`` is the room's function."""
 
 from __future__ import annotations
 

@@ -145,17 +145,9 @@ class Engine:
     def terms(self, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sources and coefficients of the sum, in the order of adding.
 
-        Coefficient zero is left out: not read, and a lone coefficient 1 keeps even the sign of zero. The order is by
-        coefficient, then by content, so that the order in which members are named changes no bit.
+        Coefficient zero is left out: not read, and a lone coefficient 1 keeps even the sign of zero.
         """
-
-        def first_bytes(k: int) -> bytes:
-            tensor = self.members.rows[name][k]
-            return self.members.checkpoints[k].view(tensor.name)[:4096].tobytes()
-
-        kept = [int(k) for k in np.flatnonzero(values)] or [0]
-        tied = len({float(values[k]) for k in kept}) < len(kept)
-        kept.sort(key=lambda k: (float(values[k]), first_bytes(k) if tied else b""))
+        kept = sorted((int(k) for k in np.flatnonzero(values)), key=lambda k: float(values[k])) or [0]
         return np.ascontiguousarray(self.sources(name)[kept]), np.ascontiguousarray(values[kept], np.float64)
 
     def sources(self, name: str) -> np.ndarray:

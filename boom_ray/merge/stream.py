@@ -132,7 +132,7 @@ def plan_coefficients(
 
 
 def in_directory(recipe: Mapping[str, Any], directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """A merge recipe whose relative model paths are taken from ``directory``, as a published model's recipe means them."""
+    """A merge recipe whose relative model paths start at ``directory``, as a published model's recipe means them."""
 
     def placed(model: Any) -> Any:
         return str(Path(directory) / model) if isinstance(model, str) else model
@@ -193,7 +193,9 @@ def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: fl
         scopes = [own.get(member, {}), recipe.parameters] if member is not None else [recipe.parameters]
         return resolve(key, scopes, tensor, depth, member or "merge recipe")
 
-    general = {"weight", "scale", "int8_mask"} - set(chosen.parameters) | ({"t"} if chosen.name == "slerp" else set())
+    general = {"weight", "scale", "task_vectors", "int8_mask"} - set(chosen.parameters) | (
+        {"t"} if chosen.name == "slerp" else set()
+    )
     values: dict[str, Any] = {}
     for key in sorted({key for scope in [recipe.parameters, *own.values()] for key in scope} - general):
         if key in chosen.parameters and "PerMember" in str(chosen.parameters[key].annotation):
@@ -204,7 +206,10 @@ def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: fl
             if value is not None or key not in chosen.parameters:
                 values[key] = value
     scale = lookup("scale") if "scale" in general else None
-    deltas = recipe.base_model is not None and chosen.name not in ("slerp", "linear")
+    wanted = lookup("task_vectors")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise BoomError(f"merge recipe: 'task_vectors' must be true or false, got {wanted!r}.")
+    deltas = recipe.base_model is not None and chosen.name not in ("slerp", "linear") if wanted is None else wanted
     weights = _weights(chosen, members, tensor, lookup)
     setting = Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=deltas)
     check_setting(setting, recipe.base_model is not None and chosen.name != "slerp")

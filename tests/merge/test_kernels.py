@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from types import ModuleType
 
 import numpy as np
@@ -58,13 +59,31 @@ def test_sums_of_compiled_and_plain_have_equal_bits(code: int, factors: list[flo
     assert ours[0].tobytes() == twin[0].tobytes()
 
 
-def test_a_sum_is_the_float64_sum_rounded_once() -> None:
-    ours, wrong = combined(kernels, [0.3, -0.2, 0.7, 1e-3], 0)
+@pytest.mark.parametrize("factors", [[0.3, -0.2, 0.7, 1e-3], [0.2, 0.2, 0.2, 0.4], [1 / 3, 1 / 3, 1 / 3, 0.0]])
+def test_every_sum_is_the_exact_sum_correctly_rounded(factors: list[float]) -> None:
+    """Against rational arithmetic. Sums of float64 alone miss it in one element of some thousands: ties of decimals."""
+    ours, wrong = combined(kernels, factors, 0)
     assert wrong == 0
-    assert (ours == (np.array([0.3, -0.2, 0.7, 1e-3]) @ VALUES).astype(np.float32)).mean() > 0.99999
-    half, _ = combined(kernels, [0.3, -0.2, 0.7, 1e-3], 2)
-    exact = ((0.3 * VALUES[0] + -0.2 * VALUES[1]) + 0.7 * VALUES[2]) + 1e-3 * VALUES[3]
-    assert half.tobytes() == exact.astype(np.float16).tobytes()
+    exact = np.array(factors) @ VALUES
+    nearest = exact.astype(np.float32)
+    between = np.abs(exact - nearest) / np.spacing(np.abs(nearest))
+    doubtful = np.flatnonzero((np.abs(between - 0.5) < 1e-4) | (ours != nearest))
+    assert len(doubtful) < N / 10
+    for k in doubtful:
+        truth = sum(Fraction(c) * Fraction(float(v)) for c, v in zip(factors, VALUES[:, k], strict=True))
+        neighbours = (ours[k], np.nextafter(ours[k], np.float32(9)), np.nextafter(ours[k], np.float32(-9)))
+        distances = [abs(Fraction(float(n)) - truth) for n in neighbours]
+        assert distances[0] == min(distances)
+
+
+def test_the_order_of_vectors_changes_no_bit() -> None:
+    out = []
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]):
+        stored = np.zeros(N, np.float32)
+        sink = np.array([stored.ctypes.data, 0, 0, 0])
+        kernels.combine_piece(np.ascontiguousarray(SOURCES[order]), np.full(4, 0.2), sink, 0, N)
+        out.append(stored.tobytes())
+    assert out[0] == out[1] == out[2]
 
 
 @pytest.mark.parametrize(("code", "mask"), [(1, 0x7F80), (2, 0x7C00)])
