@@ -98,6 +98,30 @@ def test_prompts_are_chosen_as_mteb_does(
     assert any(abs(plain[name] - ours[name]) > 1e-3 for name in ours)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_equal_to_mteb_on_its_own_mock_tasks_of_every_text_type() -> None:
+    import mteb
+    from mteb.mocks import MOCK_TASK_TEST_GRID_MONOLINGUAL
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(minilm()), device="cpu")
+    ours = MtebEncoder(Encoder.load(minilm(), device="cpu"), plain_meta(), 1024)
+    types = set()
+    for known in MOCK_TASK_TEST_GRID_MONOLINGUAL:
+        quiet: dict[str, Any] = {"cache": None, "show_progress_bar": False, "co2_tracker": False}
+        found = [mteb.evaluate(model, type(known)(), **quiet).task_results[0].scores for model in (theirs, ours)]
+        a, b = ([row["main_score"] for split in sorted(s) for row in s[split]] for s in found)
+        assert a == pytest.approx(b, abs=1e-6), known.metadata.name
+        types.add(known.metadata.type)
+    assert {"Retrieval", "Reranking", "Classification", "Clustering", "STS", "PairClassification"} < types
+
+
+def plain_meta() -> Any:
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    return ModelMeta.create_empty({"name": "lab/tiny", "similarity_fn_name": ScoringFunction.COSINE})
+
+
 def test_results_lie_in_mtebs_layout_and_count_again(
     sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]
 ) -> None:
