@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Recipe
+from boom_ray.data.schedule import SMALLEST_TAIL, rows_per_batch
 from boom_ray.ledger import Ledger
 from boom_ray.plan import MERGES, Cost, Keys
 
@@ -16,7 +17,8 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
     """Costs by step name."""
     costs: dict[str, Cost] = {}
     size = _model_bytes(recipe, ledger, keys)
-    counts = ledger.read_json(keys.bags, "counts.json") if ledger.has(keys.bags) else None
+    drawn = ledger.has(keys.bags) and ledger.has(keys.tokens)
+    counts = ledger.read_json(keys.bags, "counts.json") if drawn else None
     tokens = ledger.manifest(keys.tokens)["meta"].get("tokens") if ledger.has(keys.tokens) else None
     corpus_rows = _corpus_rows(ledger, keys)
     costs["corpus"] = Cost(rows=corpus_rows)
@@ -28,7 +30,8 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
         )
     speed = _seconds_per_row(ledger, keys)
     for index in range(len(recipe.bags.ratios)):
-        costs[f"member-{index}"] = _member_cost(recipe, counts, index, tokens, corpus_rows, speed)
+        epoch = _epoch(recipe, ledger, keys, counts, index) if counts else None
+        costs[f"member-{index}"] = _member_cost(recipe, epoch, tokens, corpus_rows, speed)
     members = len(recipe.bags.ratios)
     costs["gram"] = Cost(bytes=size and size * (members + 1))
     costs["search"] = Cost(steps=recipe.search.trials)
@@ -38,19 +41,29 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
     return costs
 
 
+def _epoch(recipe: Recipe, ledger: Ledger, keys: Keys, counts: Mapping[str, Any], index: int) -> tuple[int, int]:
+    """(rows, steps) of a member's epoch, as the schedule cuts its bag into batches of one dataset."""
+    task_types = {d["name"]: d["task_type"] for d in ledger.read_json(keys.tokens, "datasets.json")}
+    rows = steps = 0
+    for name, dataset in counts["datasets"].items():
+        size = rows_per_batch(task_types[name], recipe.train.batch_size)
+        whole, tail = divmod(dataset["members"][index]["in_bag"], size)
+        kept = recipe.train.tail == "keep" and tail >= SMALLEST_TAIL
+        steps += whole + kept
+        rows += whole * size + kept * tail
+    return rows, steps
+
+
 def _member_cost(
     recipe: Recipe,
-    counts: Mapping[str, Any] | None,
-    index: int,
+    epoch: tuple[int, int] | None,
     tokens: int | None,
     corpus_rows: int | None,
     seconds_per_row: float | None,
 ) -> Cost:
-    if counts is None:
+    if epoch is None:
         return Cost(steps=recipe.train.max_steps)
-    rows = sum(d["members"][index]["in_bag"] for d in counts["datasets"].values()) * recipe.train.epochs
-    steps = sum(-(-d["members"][index]["in_bag"] // recipe.train.batch_size) for d in counts["datasets"].values())
-    steps *= recipe.train.epochs
+    rows, steps = (count * recipe.train.epochs for count in epoch)
     if recipe.train.max_steps is not None and steps > recipe.train.max_steps:
         rows = round(rows * recipe.train.max_steps / steps)
         steps = recipe.train.max_steps

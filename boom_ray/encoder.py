@@ -68,13 +68,13 @@ def embed(
     device = next(backbone.parameters()).device
     parts, order = [], []
     for chunk in length_chunks([len(s) for s in sequences], chunk_tokens):
-        width = len(sequences[chunk[0]])
+        width = max(1, len(sequences[chunk[0]]))
         ids = np.full((len(chunk), width), pad_id, dtype=np.int64)
         mask = np.zeros((len(chunk), width), dtype=np.int64)
         for row, index in enumerate(chunk):
             tokens = sequences[index]
             ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
+            mask[row, : max(1, len(tokens))] = 1  # a text without tokens is read as one padding token
         attention = torch.from_numpy(mask).to(device)
         hidden = backbone(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention).last_hidden_state
         parts.append(pool(hidden, attention, pooling))

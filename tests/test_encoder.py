@@ -381,3 +381,13 @@ def test_a_base_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(BoomError, match="could not be fetched"):
         resolve_base("nobody/none-such-model", None)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+def test_a_text_without_tokens_has_the_same_finite_vector_alone_and_among_others(qwen, pooling):
+    encoder = Encoder.load(qwen, device="cpu")
+    nothing, some = np.empty(0, np.int32), encoder.tokenize(["redcat blueship"])[0]
+    alone = embed(encoder.backbone, [nothing], pooling, encoder.pad_id, 64)
+    among = embed(encoder.backbone, [some, nothing], pooling, encoder.pad_id, 64)[1:]
+    assert alone.isfinite().all()
+    assert (alone - among).abs().max() <= 1e-6

@@ -15,6 +15,8 @@ from boom_ray.data.bagging import derive_seed
 
 SYMMETRIC = ("clustering", "sts")  # both sides are alike: the paper's code halves their batch (boom.md 1.3)
 
+SMALLEST_TAIL = 2  # rows of a last incomplete batch that is kept: one row alone has no in-batch negatives
+
 
 @dataclass(frozen=True)
 class Batch:

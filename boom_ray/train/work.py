@@ -12,7 +12,7 @@ import numpy as np
 from boom_ray.config import Recipe, Train
 from boom_ray.data.bagging import Draw, Rows, bag_rows, derive_seed, dev_rows
 from boom_ray.data.membership import corpus_rows
-from boom_ray.data.schedule import Batch, Plan, rows_per_batch, whole_run
+from boom_ray.data.schedule import SMALLEST_TAIL, Batch, Plan, rows_per_batch, whole_run
 from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys, member_seed
 from boom_ray.resources import Job, Placement, bundle, place, slots
@@ -84,7 +84,7 @@ def schedule(train: Train, types: Mapping[str, str], bag: Mapping[str, np.ndarra
     epochs = (
         train.epochs if train.max_steps is None else min(train.epochs, -(-train.max_steps // max(1, per_epoch)) + 1)
     )
-    return whole_run(bag, sizes, 2 if train.tail == "keep" else None, seed, epochs, train.max_steps)
+    return whole_run(bag, sizes, SMALLEST_TAIL if train.tail == "keep" else None, seed, epochs, train.max_steps)
 
 
 def task_types(ledger: Ledger, keys: Keys) -> dict[str, str]:
