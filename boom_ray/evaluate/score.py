@@ -14,7 +14,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -57,7 +56,8 @@ def evaluate(
         trained: names of the datasets the model was trained on, where known.
 
     Returns:
-        Main score of every set, 0..1, in the order of the sets; rounded to 6 decimals as mteb's files are.
+        Main score of every set, 0..1, in the order of the sets; rounded to 6 decimals as mteb's files are. A
+        correlation that is undefined because all vectors are equal counts as 0.
 
     Raises:
         BoomError: the model or a set cannot be read, or the model gives vectors that are not finite.
@@ -70,16 +70,19 @@ def evaluate(
 
     meta = _model_meta(directory, name, revision, trained)
     cache = ResultCache(results)
-    scores = {entry.name: _cached(cache, meta, entry, cap) for entry in entries}
-    missing = [entry for entry in entries if scores[entry.name] is None]
+    found = {entry.name: _cached(cache, meta, entry, cap) for entry in entries}
+    missing = [entry for entry in entries if found[entry.name] is None]
     if missing:
         from boom_ray.encoder import Encoder
 
         adapter = MtebEncoder(Encoder.load(directory), meta, chunk_tokens, _default_prompt(directory))
         for entry in missing:
             _run(adapter, entry, cap, cache)
-            scores[entry.name] = _cached(cache, meta, entry, cap)
-    return {name: score for name, score in scores.items() if score is not None}
+            found[entry.name] = _cached(cache, meta, entry, cap)
+    scores = {name: score for name, score in found.items() if score is not None}
+    if len(scores) < len(entries):
+        raise BoomError(f"results were written to {results} but cannot be read back: is another process clearing it?")
+    return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
 
 
 def load_samples(
@@ -109,36 +112,6 @@ def load_samples(
                 f"model {meta.name} has no scores on '{entry.name}' in {results}: evaluate it first."
             ) from None
     return {key: samples for key, samples in found.items() if samples.kind != "none"}
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Scores of one or more models for people: ``rows`` are (set, task type, metric, domain, scores by model)."""
-
-    models: tuple[str, ...]
-    rows: tuple[tuple[EvalSet, tuple[float | None, ...]], ...]
-    in_domain: tuple[float | None, ...]
-    out_of_domain: tuple[float | None, ...]
-
-
-def table(scores: Mapping[str, Mapping[str, float]], sets: Sequence[EvalSet]) -> ScoreTable:
-    """Arrange ``{model: {set: score}}``: one row per set, in-domain first, and the mean per model and domain.
-
-    A mean is None where the model has no score on one of the domain's sets, or the domain has no set.
-    """
-    models = tuple(scores)
-    ordered = sorted(sets, key=lambda entry: entry.domain != "in_domain")
-    rows = tuple((entry, tuple(scores[m].get(entry.name) for m in models)) for entry in ordered)
-    means = {
-        domain: _means([s for entry, s in rows if entry.domain == domain]) for domain in ("in_domain", "out_of_domain")
-    }
-    none = (None,) * len(models)
-    return ScoreTable(models, rows, means["in_domain"] or none, means["out_of_domain"] or none)
-
-
-def _means(columns: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
-    by_model = zip(*columns, strict=True)
-    return tuple(None if None in s else math.fsum(x for x in s if x is not None) / len(s) for s in by_model)
 
 
 def model_revision(directory: Path) -> str:

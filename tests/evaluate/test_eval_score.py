@@ -15,9 +15,10 @@ from small_sets import make_sets
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.evaluate.score import MtebEncoder, evaluate, load_samples, model_revision, table
+from boom_ray.evaluate.score import MtebEncoder, evaluate, load_samples, model_revision
 from boom_ray.evaluate.sets import EvalSet, find_sets
 from boom_ray.evaluate.significance import mean_difference
+from boom_ray.evaluate.table import table
 
 Models = Callable[[int], Path]
 
@@ -208,6 +209,18 @@ def test_bad_models_have_a_message(
     monkeypatch.setattr(Encoder, "encode", broken)
     with pytest.raises(BoomError, match=r"tiny-0 gives a vector with NaN .* for the text"):
         evaluate(make_model(0), [sets_root], results=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_collapsed_model_scores_zero_where_its_correlation_is_undefined(
+    sets_root: Path, make_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = lambda self, texts, **_: np.full((len(texts), 32), 32**-0.5, np.float32)  # noqa: E731
+    monkeypatch.setattr(Encoder, "encode", constant)
+    scores = evaluate(make_model(0), [sets_root], results=tmp_path)
+    assert scores["alike"] == 0.0
+    assert scores["group"] == pytest.approx(0, abs=1e-6)
+    assert evaluate(make_model(0), [sets_root], results=tmp_path) == scores
 
 
 def test_the_vector_cache_is_bounded(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
