@@ -23,7 +23,7 @@ from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare, with_d
 from boom_ray.merge.members import open_members
 from boom_ray.merge.mergekit_recipe import Depth, MergeRecipe, read_recipe, resolve
 from boom_ray.merge.methods import Setting, check_setting
-from boom_ray.merge.registry import Method, get_method
+from boom_ray.merge.registry import Method, check_parameters, get_method
 
 RECIPE_FILE = "mergekit_config.yml"
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -205,6 +205,7 @@ def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: fl
             value = lookup(key, members[0] if chosen.name == "passthrough" else None)
             if value is not None or key not in chosen.parameters:
                 values[key] = value
+    check_parameters(chosen, values)
     scale = lookup("scale") if "scale" in general else None
     wanted = lookup("task_vectors")
     if wanted is not None and not isinstance(wanted, bool):
