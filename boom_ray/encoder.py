@@ -100,22 +100,10 @@ class Encoder:
         Raises:
             BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support.
         """
-        from safetensors import SafetensorError
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
         directory = Path(directory)
         pooling, max_tokens = _read_modules(directory)
         tokenizer = load_tokenizer(directory)
-        options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-        try:
-            # what the file lacks (many have no pooler) is made up: the same in every run, it is saved with the rest
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)
-                backbone = AutoModel.from_pretrained(directory, local_files_only=True, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise BoomError(f"{directory} holds no model that can be loaded: {_first_line(error)}") from None
+        backbone = _load_backbone(directory)
         encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or _position_limit(backbone, tokenizer))
         encoder.backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if (directory / "config_sentence_transformers.json").is_file():
@@ -264,6 +252,29 @@ def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Poolin
         torch.manual_seed(seed)
         backbone = BertModel(config)  # with its unused pooler, so that base and members have the same tensors
     Encoder(backbone, tokenizer, pooling, max_tokens).save(out)
+
+
+def _load_backbone(directory: Path) -> Any:
+    """The directory's Hugging Face model. A pooler that its file lacks is made up, the same in every run; no embedding
+    depends on it, and it is saved with the rest. Any other tensor must be there."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            backbone, found = AutoModel.from_pretrained(directory, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BoomError(f"{directory} holds no model that can be loaded: {_first_line(error)}") from None
+    if absent := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+        raise BoomError(
+            f"{directory}: the weights lack {len(absent)} tensors of the model that config.json describes, "
+            f"{absent[0]} among them. They belong to another model or are incomplete."
+        )
+    return backbone
 
 
 def _read_modules(directory: Path) -> tuple[Pooling | None, int | None]:
