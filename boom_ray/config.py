@@ -175,7 +175,7 @@ class Train(_Frozen):
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2] = 1
     chunk_tokens: int = Field(
-        16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens"
+        16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens (2048 on a CPU)"
     )
     gradient_checkpointing: bool = False
 
@@ -220,7 +220,7 @@ class Evaluate(_Frozen):
     cap: int | None = Field(
         None, ge=10, description="texts per set at most, the same for all models; default: whole sets"
     )
-    chunk_tokens: int = Field(16384, ge=64)
+    chunk_tokens: int = Field(16384, ge=64, description="as train.chunk_tokens")
     members: bool = Field(True, description="score every member, not only base and merges")
 
 

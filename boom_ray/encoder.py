@@ -28,6 +28,7 @@ _POOLING_FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+_CPU_CHUNK_TOKENS = 2048
 _SUPPORTED: tuple[Pooling, ...] = ("mean", "cls", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
 
@@ -45,6 +46,15 @@ def length_chunks(lengths: Sequence[int] | np.ndarray, chunk_tokens: int) -> lis
         chunks.append(order[start : start + size])
         start += size
     return chunks
+
+
+def chunk_budget(chunk_tokens: int, device: torch.device) -> int:
+    """Padded tokens per forward pass on a device: what is asked for, on a CPU never more than fit its caches.
+
+    Measured on one core: 16384 instead of 2048 took 1.4 to 2 times as long, in scoring with all-MiniLM-L6-v2 as in
+    training 3 layers of 128.
+    """
+    return min(chunk_tokens, _CPU_CHUNK_TOKENS) if device.type == "cpu" else chunk_tokens
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -67,7 +77,7 @@ def embed(
         return embed(backbone, [np.array([pad_id])], pooling, pad_id, chunk_tokens)[:0]
     device = next(backbone.parameters()).device
     parts, order = [], []
-    for chunk in length_chunks([len(s) for s in sequences], chunk_tokens):
+    for chunk in length_chunks([len(s) for s in sequences], chunk_budget(chunk_tokens, device)):
         width = max(1, len(sequences[chunk[0]]))
         ids = np.full((len(chunk), width), pad_id, dtype=np.int64)
         mask = np.zeros((len(chunk), width), dtype=np.int64)

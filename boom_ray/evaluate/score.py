@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
 
 _VECTOR_BYTES = 1 << 30  # vectors kept for texts that occur again in the same call
-_CPU_CHUNK = 2048  # larger chunks leave the caches: all-MiniLM-L6-v2 on one core took 1.4 to 2 times as long at 16384
 _NOT_THE_MODEL = {"README.md", "manifest.json", "boom_manifest.json", "mergekit_config.yml", "_SUCCESS"}
 
 
@@ -132,10 +131,11 @@ class MtebEncoder:
     def __init__(self, encoder: Encoder, meta: Any, chunk_tokens: int, default_prompt: str = "") -> None:
         from mteb.models.abs_encoder import AbsEncoder
 
+        from boom_ray.encoder import chunk_budget
+
         self.encoder = encoder
         self.mteb_model_meta = meta
-        on_cpu = next(encoder.backbone.parameters()).device.type == "cpu"
-        self.chunk_tokens = min(chunk_tokens, _CPU_CHUNK) if on_cpu else chunk_tokens
+        self.chunk_tokens = chunk_budget(chunk_tokens, next(encoder.backbone.parameters()).device)
         self.default_prompt = default_prompt
         with warnings.catch_warnings():  # mteb warns of prompts it does not know and leaves them out; so do we
             warnings.simplefilter("ignore")
