@@ -1,4 +1,4 @@
-"""The shipped multi-task recipe on real data with a real base: three members, shortened, ID and OOD tables at the end."""
+"""The shipped multi-task recipe on real data with a real base: three members, shortened, ID and OOD tables."""
 
 from __future__ import annotations
 
