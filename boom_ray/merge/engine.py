@@ -211,10 +211,19 @@ class Engine:
                     raise BoomError(f"{path} was cut while it was being merged. Restore it and merge again.")
                 self._maps.advise(path, tensor.offset + start * item, tensor.offset + stop * item, needed)
 
-    def refuse_nonfinite(self, name: str) -> None:
-        """Raise for the first member whose tensor holds NaN or infinite elements; return when none does."""
-        for k, source in enumerate(self.sources(name)):
-            count = sum(self.kernels.count_nonfinite(source, at, size) for _, at, size in self.tasks([name]))
+    def refuse_nonfinite(self, name: str, vectors: Sequence[int] | None = None) -> None:
+        """Raise for the first of these vectors (default all) whose tensor holds NaN or infinite elements.
+
+        Raises:
+            BoomError: names file, tensor and count.
+        """
+        table = self.sources(name)
+        for k in range(len(table)) if vectors is None else vectors:
+
+            def piece(task: Task, source: np.ndarray = table[k]) -> int:
+                return self.kernels.count_nonfinite(source, task[1], task[2])
+
+            count = sum(found for _, found in self.run(piece, self.tasks([name])))
             if count:
                 raise BoomError(
                     f"{self.members.where(name, k)} has {count} NaN or infinite elements. "

@@ -155,6 +155,9 @@ def _write(plan: MergePlan, engine: Engine, names: Sequence[str]) -> None:
     if spanned:
         engine.combine(_coefficients(plan, engine, spanned), plan.layout, plan.directory)
     for name in ranked:
+        if plan.opened.floats[name] == 0:
+            continue
+        engine.refuse_nonfinite(name)  # a NaN has no rank and no sign: it would vanish without a word
         chosen, setting = get_method(settings[name].method), settings[name]
         method = chosen.function(np.array(setting.weights), **check_parameters(chosen, setting.parameters))
         results = TensorPass(engine, name, method).write(engine.sink(plan.layout, plan.directory, name), setting.scale)
@@ -185,7 +188,10 @@ def _coefficients(plan: MergePlan, engine: Engine, names: Sequence[str]) -> dict
     settings = {name: plan.settings[name] for name in names}
     wanted = [name for name in names if get_method(settings[name].method).gram]
     grams = gram_of(engine, wanted)
-    return {name: _of(settings[name], grams if name in grams.matrices else None, name, plan) for name in names}
+    found = {name: _of(settings[name], grams if name in grams.matrices else None, name, plan) for name in names}
+    for name in (name for name in names if name not in grams.matrices):  # members that nothing else would read
+        engine.refuse_nonfinite(name, [int(k) for k in np.flatnonzero(found[name][: plan.opened.count] == 0)])
+    return found
 
 
 def _of(setting: Setting, grams: Grams | None, name: str, plan: MergePlan) -> np.ndarray:
