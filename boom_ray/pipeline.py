@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ def resolve_run_dir(recipe: Recipe, run_dir: str | os.PathLike[str] | None) -> P
         path = Path(home).expanduser() / recipe.name
     else:
         path = Path.home() / "boom_ray" / "runs" / recipe.name if in_job else Path("runs") / recipe.name
-    if "://" in str(run_dir or home or ""):
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(run_dir or home or "")):  # a Path has lost one of the two slashes
         raise BoomError(f"run directory {run_dir or home}: only local or shared POSIX paths are supported so far.")
     if in_job and not path.is_absolute():
         raise BoomError(
@@ -205,6 +206,8 @@ def _base_digest(recipe: Recipe) -> str | None:
     if model is None:
         return None
     if not Path(model).is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise BoomError(f"base.model {model!r} is not a directory. Give one, or the name of a Hugging Face model.")
         return f"{model}@{recipe.base.revision}"  # a hub name: its revision is what names it
     files = sorted(p for p in Path(model).rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model"))
     return json.dumps([[p.relative_to(model).as_posix(), file_sha256(p)] for p in files])

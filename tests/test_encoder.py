@@ -390,7 +390,7 @@ def test_custom_code_is_not_executed(small_base, tmp_path, known):
 
 def test_a_base_that_is_not_there_is_named(tmp_path, monkeypatch):
     for name in (str(tmp_path / "none"), "./none", "~/none", "a/b/c"):
-        with pytest.raises(BoomError, match="is not a directory"):
+        with pytest.raises(BoomError, match="not a local directory"):
             resolve_base(name, None)
     assert resolve_base(str(tmp_path), None) == tmp_path
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

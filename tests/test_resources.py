@@ -71,10 +71,10 @@ def _best(work: list[float], count: int, widest: int) -> float:
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(1, 5), st.integers(1, 5))
 def test_near_the_best_of_brute_force(work, count, max_width):
-    """To place moldable jobs is NP-hard; on small cases the plan is at most a fifth from the best (mean: 1 %)."""
+    """To place moldable jobs is NP-hard; on small cases the plan is at most a tenth from the best (mean: 1 %)."""
     placed = place(_jobs([float(w) for w in work]), count, max_width)
     best = _best([float(w) for w in work], count, min(max_width, count))
-    assert best * (1 - 1e-9) <= makespan(placed) <= best * 1.2
+    assert best * (1 - 1e-9) <= makespan(placed) <= best * 1.1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
@@ -102,7 +102,7 @@ def _lower_bound(work: list[float], count: int, widest: int) -> float:
     return high
 
 
-@pytest.mark.parametrize(("count", "most"), [(2, 1.07), (8, 1.17), (16, 1.07), (64, 1.02), (512, 1.0)])
+@pytest.mark.parametrize(("count", "most"), [(2, 1.01), (8, 1.053), (16, 1.065), (64, 1.02), (512, 1.0)])
 @pytest.mark.parametrize("max_width", [8, 64])
 def test_five_bags_end_near_the_lower_bound(count, most, max_width):
     """The paper's five bags. ``most`` is what was measured: above 1.05 the bound itself may be out of reach."""
@@ -162,3 +162,10 @@ def test_bundles_and_slots():
     for needed in (Bundle(17, 0), Bundle(1, 8)):
         with pytest.raises(BoomError, match=r"no node has room.*resources\.cpus_per_worker"):
             slots(nodes, needed)
+
+
+def test_no_more_members_at_once_than_the_recipe_allows():
+    placed = place(_jobs([0.2, 0.4, 0.6, 0.8, 1.0]), 16, 8, max_concurrent=2)
+    for moment in {p.start for p in placed}:
+        assert sum(p.start <= moment < p.end for p in placed) <= 2
+    assert min(p.width for p in placed) == 8  # two at a time have room to be wide

@@ -104,7 +104,8 @@ def place_members(
         rows = float(sum(len(b.rows) for b in batches))
         jobs.append(Job(name, max(rows, 1.0), frozen[0] if frozen else None))
     widest = min(recipe.resources.max_width, recipe.train.batch_size)
-    return place(jobs, available, widest), Room(available, needed, recipe.resources.max_concurrent)
+    most = recipe.resources.max_concurrent
+    return place(jobs, available, widest, most), Room(available, needed, most)
 
 
 @lru_cache(maxsize=2)

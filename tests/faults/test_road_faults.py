@@ -67,7 +67,7 @@ def test_killed_driver_then_the_same_command_publishes_the_same_bytes(inputs: Pa
     driver.wait()
     finished = committed_members(inputs / "b")
     assert 0 < len(finished) < 3
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=180)  # Ray's agents give up on a dead head after a minute or two
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "Ray outlived its driver"
 
     run(inputs, "b")
