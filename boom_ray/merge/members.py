@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from boom_ray.merge.shards import Checkpoint, Maps, open_checkpoint
 
 CODES = {"F32": 0, "BF16": 1, "F16": 2}
 _PREFIX = "model."
+_HEADS = ("lm_head.weight", "predictions.decoder.weight")  # stored copies of the input embedding
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ class Members:
     def copied(self) -> list[str]:
         """Names of integer tensors (position ids): equal in all members, taken over as they are."""
         return [name for name, row in self.rows.items() if row[0].dtype not in FLOATS]
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Output heads that all checkpoints store as a copy of another tensor → that tensor: merged alike."""
+        plain = {_plain(name): name for name in self.rows}
+        found = {}
+        for name in (name for name in self.rows if name.endswith(_HEADS)):
+            twins = [twin(c, row.name) for c, row in zip(self.checkpoints, self.rows[name], strict=True)]
+            places = {None if other is None else plain.get(_plain(other)) for other in twins}
+            if len(places) == 1 and (place := places.pop()) is not None:
+                found[name] = place
+        return found
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
@@ -67,23 +80,46 @@ def open_members(members: Sequence[str | os.PathLike[str]], base: str | os.PathL
         raise BoomError("a merge needs at least one member. Name model directories.")
     checkpoints = tuple(open_checkpoint(path) for path in [*members, *([base] if base is not None else [])])
     first = checkpoints[0]
-    matched = [_match(first, other) for other in checkpoints]
-    rows = {name: tuple(found[name] for found in matched) for name in first.tensors}
+    common = set.intersection(*({_plain(name) for name in c.tensors} for c in checkpoints))
+    kept = [_without_copies(checkpoint, common) for checkpoint in checkpoints]
+    matched = [_match(first, kept[0], other, tensors) for other, tensors in zip(checkpoints, kept, strict=True)]
+    rows = {name: tuple(found[name] for found in matched) for name in kept[0]}
     found = Members(checkpoints, base is not None, rows)
     _check_equal_shapes(found)
     _check_copied(found)
     return found
 
 
-def _match(first: Checkpoint, other: Checkpoint) -> dict[str, Tensor]:
-    """``other``'s tensors by ``first``'s names, equal up to a leading ``model.`` of all names of one of them."""
-    plain = {_plain(name): name for name in first.tensors}
-    if len(plain) != len(first.tensors):
+def _without_copies(checkpoint: Checkpoint, common: set[str]) -> dict[str, Tensor]:
+    """The tensors but for stored copies of tied weights (``lm_head.weight``) that not all checkpoints store."""
+    return {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if _plain(name) in common or not name.endswith(_HEADS) or twin(checkpoint, name) is None
+    }
+
+
+def twin(checkpoint: Checkpoint, name: str) -> str | None:
+    """Another tensor of the checkpoint with the same type, shape and bytes: the one that ``name`` is tied to."""
+    tensor = checkpoint.tensors[name]
+    for other in checkpoint.tensors.values():
+        alike = other.name != name and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+        if alike and np.array_equal(checkpoint.view(name), checkpoint.view(other.name)):
+            return other.name
+    return None
+
+
+def _match(
+    first: Checkpoint, ours: Mapping[str, Tensor], other: Checkpoint, theirs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """``theirs`` by the names of ``ours``, equal up to a leading ``model.`` of names."""
+    plain = {_plain(name): name for name in ours}
+    if len(plain) != len(ours):
         raise BoomError(f"{first.directory} has tensors that differ only by a leading '{_PREFIX}'. Rename one of them.")
-    found = {plain.get(_plain(name), name): tensor for name, tensor in other.tensors.items()}
-    lacking = [name for name in first.tensors if name not in found]
-    extra = [name for name in found if name not in first.tensors]
-    if lacking or extra or len(found) != len(other.tensors):
+    found = {plain.get(_plain(name), name): tensor for name, tensor in theirs.items()}
+    lacking = [name for name in ours if name not in found]
+    extra = [name for name in found if name not in ours]
+    if lacking or extra or len(found) != len(theirs):
         raise BoomError(
             f"{other.directory} does not have the same tensors as {first.directory}: it lacks {_list(lacking)}; it has "
             f"besides {_list(extra)}. Merge models of one architecture."

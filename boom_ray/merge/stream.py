@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import math
 import os
@@ -24,6 +25,7 @@ from boom_ray.merge.members import open_members
 from boom_ray.merge.mergekit_recipe import Depth, MergeRecipe, read_recipe, resolve
 from boom_ray.merge.methods import Setting, check_setting
 from boom_ray.merge.registry import Method, check_parameters, get_method
+from boom_ray.merge.remote import local_directory
 
 RECIPE_FILE = "mergekit_config.yml"
 _UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -72,6 +74,7 @@ def merge(
     plan = with_directory(plan, target.parent / f".{target.name}.merging-{plan.identity}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan.directory):
+        _check_target(target, options.overwrite)
         _run(plan, durable=options.durable)
         (plan.directory / RECIPE_FILE).write_text(recipe.text, encoding="utf-8")
         finish(plan)
@@ -154,12 +157,13 @@ def plan_recipe(recipe: MergeRecipe, directory: Path, options: MergeOptions) -> 
         BoomError: unknown method or parameter; members that do not match.
     """
     members, base = _roles(recipe)
-    paths = tuple(_local(model) for model in members)
-    origin = None if base is None else _local(base)
+    paths = tuple(local_directory(model) for model in members)
+    origin = None if base is None else local_directory(base)
     check_files(paths, origin)
     opened = open_members(paths, origin)
     depth = Depth.of(list(opened.floats))
     settings = {name: _setting(recipe, members, name, depth.at(name)) for name in opened.floats}
+    settings |= {name: settings[twin] for name, twin in opened.tied.items()}
     return replace(_plan(paths, origin, directory, options), settings=settings, out_type=recipe.out_type)
 
 
@@ -230,10 +234,6 @@ def _weights(chosen: Method, members: Sequence[str], tensor: str, lookup: Callab
     return tuple(1.0 if weight is None else float(weight) for weight in weights)
 
 
-def _local(model: str) -> Path:
-    return Path(os.path.abspath(model))
-
-
 def _run(plan: MergePlan, *, durable: bool) -> None:
     pending = prepare(plan)
     with Engine(plan.opened, plan.workers, plan.window) as engine:
@@ -252,8 +252,11 @@ def _lock(directory: Path) -> Iterator[None]:
     with open(file, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = file.stat().st_ino == os.fstat(stream.fileno()).st_ino
         except OSError:
-            raise BoomError(f"another process is writing {directory}. Wait for it or end it.") from None
+            current = False
+        if not current:
+            raise BoomError(f"another process is writing {directory}. Wait for it or end it.")
         try:
             yield
         finally:
@@ -261,11 +264,28 @@ def _lock(directory: Path) -> Iterator[None]:
 
 
 def _publish(directory: Path, target: Path, overwrite: bool) -> None:
-    old = directory.with_name(directory.name + ".old")
-    if overwrite and target.exists():
-        os.rename(target, old)
-    os.rename(directory, target)
-    shutil.rmtree(old, ignore_errors=True)
+    """Let the finished directory appear at its place; an old one there is exchanged for it in one step."""
+    if overwrite and (target.exists() or target.is_symlink()):
+        _exchange(directory, target)
+        shutil.rmtree(directory) if directory.is_dir() and not directory.is_symlink() else directory.unlink()
+    else:
+        os.rename(directory, target)
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two names by renameat2(RENAME_EXCHANGE); by way of a third name where the file system cannot."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is not None and call(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0:  # AT_FDCWD, EXCHANGE
+        return
+    aside = one.with_name(one.name + ".old")
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def combine_into(

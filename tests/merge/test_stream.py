@@ -329,3 +329,49 @@ def test_resident_sums_come_from_one_open_engine(family: tuple[list[Path], Path]
             assert found.shape == shape
             assert found.dtype == np.float32
     assert draw(0).keys() == SHAPES.keys()
+
+
+def test_tied_weights_stay_tied(family: tuple[list[Path], Path], tmp_path: Path) -> None:
+    """A head that is a stored copy of the embedding is merged like it; stored by some members only, it is left out."""
+    members, base = family
+    embedding = "embeddings.word_embeddings.weight"
+    expected = load_file(merge(recipe(members, base), tmp_path / "untied") / "model.safetensors")
+    change_tensors(members[1], lm_head__weight=load_file(members[1] / "model.safetensors")[embedding])
+    merged = load_file(merge(recipe(members, base), tmp_path / "one") / "model.safetensors")
+    assert {n: v.tobytes() for n, v in merged.items()} == {n: v.tobytes() for n, v in expected.items()}
+    for path in (members[0], members[2], base):
+        change_tensors(path, lm_head__weight=load_file(path / "model.safetensors")[embedding])
+    config = recipe(members, base)
+    config["models"][0]["parameters"]["weight"] = [{"filter": "lm_head", "value": 9}, {"value": WEIGHTS[0]}]
+    merged = load_file(merge(config, tmp_path / "all") / "model.safetensors")
+    assert merged["lm_head.weight"].tobytes() == merged[embedding].tobytes() == expected[embedding].tobytes()
+    change_tensors(members[1], lm_head__weight=None)
+    change_tensors(members[0], lm_head__weight=np.ones((40, 16), np.float32))
+    with pytest.raises(BoomError, match=r"lm_head\.weight"):
+        merge(config, tmp_path / "untied-head")
+
+
+def test_remote_members_are_staged_once_after_a_look_at_their_size(
+    family: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members, base = family
+    monkeypatch.setenv("BOOM_RAY_HOME", str(tmp_path / "home"))
+    local = merge(recipe(members, base), tmp_path / "local")
+    remote = recipe(members, base)
+    for entry in remote["models"]:
+        entry["model"] = f"file://{entry['model']}"
+    out = merge(remote, tmp_path / "out")
+    staged = sorted((tmp_path / "home" / "staged").iterdir())
+    assert (out / "model.safetensors").read_bytes() == (local / "model.safetensors").read_bytes()
+    merge(remote, tmp_path / "again")
+    assert sorted((tmp_path / "home" / "staged").iterdir()) == staged
+    assert len(staged) == 3
+    with pytest.raises(BoomError, match="write hf://owner/name"):
+        merge(recipe([Path("owner/name")], None) | {"models": [{"model": "owner/name"}]}, tmp_path / "none")
+    with pytest.raises(BoomError, match="cannot be listed"):
+        merge({**remote, "base_model": f"file://{tmp_path}/nowhere"}, tmp_path / "none")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setenv("BOOM_RAY_HOME", str(tmp_path / "small"))
+    with pytest.raises(BoomError, match="GB free"):
+        merge(remote, tmp_path / "none")
