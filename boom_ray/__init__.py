@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from boom_ray.config import BoomError, Recipe, load_recipe
+from boom_ray.config import BoomError, Recipe
+from boom_ray.recipe import load_recipe
 
 __all__ = ["BoomError", "Recipe", "evaluate", "load_recipe", "merge", "run"]
 __version__ = "0.1.0"

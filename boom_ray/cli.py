@@ -42,7 +42,7 @@ def plan(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = 
 
     Example:  boom-ray plan jobs/recipes/quickstart.yaml --set train.batch_size=64
     """
-    from boom_ray.pipeline import plan as make_plan
+    from boom_ray.runs import plan as make_plan
 
     parsed, steps = make_plan(recipe, overrides=overrides or (), run_dir=run_dir)
     todo = [step for step in steps if not step.done]
@@ -96,9 +96,9 @@ def merge(
       boom-ray merge runs/quickstart/published/NAME/mergekit_config.yml half/ --run-dir runs/quickstart
           --set parameters.scale=0.5
     """
-    from boom_ray.config import apply_overrides, read_yaml
     from boom_ray.merge.stream import MergeOptions, in_directory
     from boom_ray.merge.stream import merge as merge_models
+    from boom_ray.recipe import apply_overrides, read_yaml
 
     recipe = apply_overrides(read_yaml(config), overrides or ())
     options = MergeOptions(workers, memory, mmap, overwrite, shard_size)
@@ -139,7 +139,7 @@ def evaluate(
       boom-ray evaluate my-model/ --sets my_sets/ --cap 500 --trained my_dataset
     """
     from boom_ray.evaluate.score import evaluate as score
-    from boom_ray.pipeline import find_evaluation
+    from boom_ray.runs import find_evaluation
 
     found = find_evaluation(model, sets or (), run_dir, overrides or ())
     names = tuple(trained) if trained else found.trained
@@ -168,8 +168,8 @@ def report(
 
       boom-ray report runs/quickstart --set bags.ratios='[0.5, 1.0]'   # an earlier variant kept in the same directory
     """
-    from boom_ray.pipeline import report as write_report
     from boom_ray.report.tables import format_tables
+    from boom_ray.runs import report as write_report
 
     directory = run or run_dir
     if directory is None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from boom_ray.config import BoomError, BuildBase, Pooling
+from boom_ray.config import BoomError, Pooling
 
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -114,7 +114,7 @@ class Encoder:
         pooling, max_tokens = _read_modules(directory)
         tokenizer = load_tokenizer(directory)
         backbone = _load_backbone(directory)
-        encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or _position_limit(backbone, tokenizer))
+        encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or position_limit(backbone, tokenizer))
         encoder.backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if (directory / "config_sentence_transformers.json").is_file():
             encoder.prompts = _read_json(directory, "config_sentence_transformers.json").get("prompts") or {}
@@ -200,66 +200,12 @@ def load_tokenizer(directory: str | Path) -> Any:
             directory, use_fast=True, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers raises many types here; each means the same to the user
-        raise BoomError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
+        raise BoomError(f"the tokenizer of {directory} cannot be loaded: {first_line(error)}") from None
     if not tokenizer.is_fast:
         raise BoomError(f"{directory} has no fast tokenizer (tokenizer.json), which serving tools need.")
     if tokenizer.pad_token_id is None:
         raise BoomError(f"the tokenizer of {directory} has no padding token: set pad_token in tokenizer_config.json.")
     return tokenizer
-
-
-def resolve_base(model: str, revision: str | None) -> Path:
-    """The local directory of a base: itself, or the snapshot of a Hugging Face name (safetensors and small files).
-
-    Raises:
-        BoomError: neither a directory nor a name that can be fetched.
-    """
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # network, authentication, unknown name: the hub's own first line says which
-        raise BoomError(
-            f"base.model {model!r} is not a local directory and could not be fetched from the Hugging Face hub "
-            f"({_first_line(error)}). Download it once, or set base.model to a local directory."
-        ) from None
-
-
-def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int) -> None:
-    """Write a base checkpoint as a portable directory in float32.
-
-    Raises:
-        BoomError: see :meth:`Encoder.load`.
-    """
-    encoder = Encoder.load(source, device="cpu")
-    encoder.pooling = pooling or encoder.pooling
-    encoder.max_tokens = min(max_tokens, _position_limit(encoder.backbone, encoder.tokenizer))
-    encoder.save(out)
-
-
-def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Pooling, max_tokens: int, seed: int) -> None:
-    """A BERT-shaped encoder with random weights around a tokenizer: a base that needs no download."""
-    from transformers import BertConfig, BertModel
-
-    tokenizer = load_tokenizer(tokenizer_dir)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=build.hidden,
-        num_hidden_layers=build.layers,
-        num_attention_heads=build.heads,
-        intermediate_size=4 * build.hidden,
-        max_position_embeddings=max_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        backbone = BertModel(config)  # with its unused pooler, so that base and members have the same tensors
-    Encoder(backbone, tokenizer, pooling, max_tokens).save(out)
 
 
 def _load_backbone(directory: Path) -> Any:
@@ -276,7 +222,7 @@ def _load_backbone(directory: Path) -> Any:
             torch.default_generator.manual_seed(0)
             backbone, found = AutoModel.from_pretrained(directory, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BoomError(f"{directory} holds no model that can be loaded: {_first_line(error)}") from None
+        raise BoomError(f"{directory} holds no model that can be loaded: {first_line(error)}") from None
     if absent := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
         raise BoomError(
             f"{directory}: the weights lack {len(absent)} tensors of the model that config.json describes, "
@@ -316,15 +262,15 @@ def _read_json(directory: Path, name: str) -> Any:
     try:
         return json.loads((directory / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BoomError(f"{directory / name} cannot be read: {_first_line(error)}") from None
+        raise BoomError(f"{directory / name} cannot be read: {first_line(error)}") from None
 
 
-def _position_limit(backbone: Any, tokenizer: Any) -> int:
+def position_limit(backbone: Any, tokenizer: Any) -> int:
     positions = getattr(backbone.config, "max_position_embeddings", None) or 512
     if getattr(backbone.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
         positions -= backbone.config.pad_token_id + 1  # these count positions from the padding id on
     return int(min(positions, tokenizer.model_max_length))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

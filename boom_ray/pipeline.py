@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_ray.config import BoomError, FilesSource, Recipe, load_recipe
+from boom_ray.config import Recipe
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.ledger import Key, Ledger, file_sha256
-from boom_ray.plan import MERGES, Keys, Step, World, derive_keys, missing, steps
+from boom_ray.ledger import Key, Ledger
+from boom_ray.plan import MERGES, Keys, derive_keys, missing
+from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
+from boom_ray.runs import list_steps, look, resolve_run_dir
 
 Echo = Callable[[str], None]
 
@@ -84,133 +85,6 @@ def run(
         echo(f"{recipe.name}: nothing planned, everything is done.")
     summary, report = write_summary(ledger, run.keys, recipe)
     return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, len(todo))
-
-
-def plan(
-    recipe: str | os.PathLike[str] | Recipe,
-    *,
-    overrides: Sequence[str] = (),
-    run_dir: str | os.PathLike[str] | None = None,
-) -> tuple[Recipe, list[Step]]:
-    """The steps that :func:`run` would take, without touching anything."""
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
-    directory = resolve_run_dir(recipe, run_dir)
-    ledger = Ledger.open(directory, recipe.name) if directory.exists() else Ledger(directory)
-    return recipe, list_steps(recipe, ledger, derive_keys(recipe, look(recipe)))
-
-
-def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
-    """Write the report of a run again, finished or not: (summary, path of the page). Needs none of its sources.
-
-    Raises:
-        BoomError: not a run directory.
-    """
-    recipe, ledger, keys = _known_run(Path(run_dir), overrides)
-    return write_summary(ledger, keys, recipe)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model is to be scored on: folders of sets, the cap, and the datasets that it was trained on, if known."""
-
-    folders: tuple[Path, ...]
-    cap: int | None
-    trained: tuple[str, ...]
-
-    def sets(self, trained: Sequence[str] | None) -> list[EvalSet]:
-        return eval_sets.find_sets(self.folders, trained)
-
-
-def find_evaluation(model: Path, folders: Sequence[Path], run_dir: Path | None, overrides: Sequence[str]) -> Evaluation:
-    """The sets for a model: the folders given, else those of ``run_dir``, else those of the run that the model is in.
-
-    Raises:
-        BoomError: no folders, and no run to take them from.
-    """
-    parent = model.resolve().parent.parent
-    root = run_dir or (parent if (parent / "world.json").is_file() else None)
-    if root is None:
-        if not folders:
-            raise BoomError(f"what is {model} to be scored on? Give --sets FOLDER, or --run-dir of a run.")
-        if overrides:
-            raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
-        return Evaluation(tuple(folders), None, ())
-    recipe, ledger, keys = _known_run(root, overrides)
-    brought = ledger.path(keys.corpus) / "eval"
-    own = [Path(f) for f in recipe.evaluate.sets] + ([brought] if brought.is_dir() else [])
-    trained = (
-        [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
-        if ledger.has(keys.corpus)
-        else []
-    )
-    return Evaluation(tuple(folders or own), recipe.evaluate.cap, tuple(trained))
-
-
-def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
-    """A run directory's recipe and keys, from what the run itself wrote down."""
-    if not (root / "world.json").is_file():
-        raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
-    recipe = load_recipe(root / "recipe.yaml", overrides)
-    raw = json.loads((root / "world.json").read_text())
-    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]))
-    return recipe, Ledger(root), derive_keys(recipe, world)
-
-
-def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:
-    from boom_ray.costs import estimate
-
-    return steps(keys, ledger.has, estimate(recipe, ledger, keys))
-
-
-def resolve_run_dir(recipe: Recipe, run_dir: str | os.PathLike[str] | None) -> Path:
-    """Where a run lives. In a Ray job a relative path is refused: the job's working directory is a temporary copy."""
-    in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    home = os.environ.get("BOOM_RAY_HOME")
-    if run_dir is not None:
-        path = Path(run_dir).expanduser()
-    elif home:
-        path = Path(home).expanduser() / recipe.name
-    else:
-        path = Path.home() / "boom_ray" / "runs" / recipe.name if in_job else Path("runs") / recipe.name
-    if re.match(r"[a-z][a-z0-9+.-]*:/", str(run_dir or home or "")):  # a Path has lost one of the two slashes
-        raise BoomError(f"run directory {run_dir or home}: only local or shared POSIX paths are supported so far.")
-    if in_job and not path.is_absolute():
-        raise BoomError(
-            f"run directory {path} is relative, but a job's working directory is a temporary copy that is deleted. "
-            f"Give an absolute --run-dir on storage that all nodes share, or set BOOM_RAY_HOME."
-        )
-    return path
-
-
-def look(recipe: Recipe) -> World:
-    """Digests of what the recipe points at.
-
-    Raises:
-        BoomError: a source, a base or an evaluation folder is not there.
-    """
-    from boom_ray.data import python_environment, sources
-
-    seen: list[Any] = []
-    for source in recipe.corpus.datasets:
-        if isinstance(source, FilesSource):
-            files = sources.file_digests(source)
-            seen.append([[Path(f["path"]).name, f["sha256"]] for f in files])
-        else:
-            seen.append(python_environment.fingerprint(source))
-    sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
-    return World(tuple(seen), _base_digest(recipe), tuple([s.name, s.digest] for s in sets))
-
-
-def _base_digest(recipe: Recipe) -> str | None:
-    model = recipe.base.model
-    if model is None:
-        return None
-    if not Path(model).is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise BoomError(f"base.model {model!r} is not a directory. Give one, or the name of a Hugging Face model.")
-        return f"{model}@{recipe.base.revision}"  # a hub name: its revision is what names it
-    files = sorted(p for p in Path(model).rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model"))
-    return json.dumps([[p.relative_to(model).as_posix(), file_sha256(p)] for p in files])
 
 
 def _carry_out(run: _Run) -> None:

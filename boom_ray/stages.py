@@ -23,8 +23,8 @@ def make_start(base: Base, corpus: Path, seed: int, out: Path) -> None:
 
 @ray.remote(num_cpus=1, max_retries=0)
 def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
+    from boom_ray.base import build_base, import_base, resolve_base
     from boom_ray.data.tokens import train_tokenizer
-    from boom_ray.encoder import build_base, import_base, resolve_base
 
     if base.build is None:
         assert base.model is not None  # the recipe was checked: exactly one of model and build

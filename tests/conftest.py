@@ -69,8 +69,8 @@ def small_tokens(small_corpus: Path, small_tokenizer: Path, tmp_path_factory: py
 @pytest.fixture(scope="session")
 def small_base(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``small_base(seed=0, pooling="mean")``: the directory of a BERT of 2 layers of 32 with random weights."""
+    from boom_ray.base import build_base
     from boom_ray.config import BuildBase, Pooling
-    from boom_ray.encoder import build_base
 
     root = tmp_path_factory.mktemp("small_base")
 

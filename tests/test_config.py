@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_ray.config import BoomError, Recipe, load_recipe, parse_recipe
+from boom_ray.config import BoomError, Recipe, parse_recipe
+from boom_ray.recipe import load_recipe
 
 FILES: dict[str, Any] = {"path": "data/*.jsonl", "name": "mine", "task_type": "retrieval"}
 ENVIRONMENT: dict[str, Any] = {"source": "python_environment"}

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import MAX_TOKENS, WORDS
 
+from boom_ray.base import import_base, resolve_base
 from boom_ray.config import BoomError
-from boom_ray.encoder import Encoder, embed, import_base, length_chunks, load_tokenizer, pool, resolve_base
+from boom_ray.encoder import Encoder, embed, length_chunks, load_tokenizer, pool
 
 TEXTS = [" ".join(WORDS[i : i + n]) for i, n in enumerate([1, 5, 2, 30, 9, 1, 17, 3])] + ["x", "not blueship 3"]
 
@@ -218,8 +219,8 @@ def test_loading_twice_gives_the_same_model_whatever_the_global_seed(small_base,
 
 
 def test_building_twice_gives_the_same_bytes_and_other_seeds_others(small_base, small_tokenizer, tmp_path):
+    from boom_ray.base import build_base
     from boom_ray.config import BuildBase
-    from boom_ray.encoder import build_base
 
     build = BuildBase(layers=2, hidden=32, heads=2, vocab=300, warm_steps=0, learning_rate=1e-3)
     for seed, same in ((3, True), (4, False)):

@@ -18,7 +18,8 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("config",),
-    ("ledger", "resources", "encoder"),
+    ("recipe", "ledger", "resources", "encoder"),
+    ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),
     ("train",),
@@ -26,6 +27,7 @@ ORDER = [
     ("report",),
     ("final",),
     ("stages", "session"),
+    ("runs",),
     ("pipeline", "submit", "study"),
     ("cli",),
     ("__main__",),

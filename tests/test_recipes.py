@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from boom_ray.config import FilesSource, load_recipe
+from boom_ray.config import FilesSource
+from boom_ray.recipe import load_recipe
 
 PROJECT = Path(__file__).parent.parent
 RECIPES = sorted((PROJECT / "jobs" / "recipes").glob("*.yaml"))

@@ -132,7 +132,7 @@ def test_second_run_plans_nothing_and_starts_no_ray(inputs: Path, finished: tupl
 
 @pytest.mark.slow
 def test_changed_ratio_plans_one_member(inputs: Path, finished: tuple[Path, str]) -> None:
-    from boom_ray.pipeline import plan
+    from boom_ray.runs import plan
 
     _, steps = plan(inputs / "recipe.yaml", overrides=["bags.ratios=[0.4, 1.0]"], run_dir=finished[0])
     todo = {step.name for step in steps if not step.done}
@@ -192,8 +192,8 @@ def test_folder_that_disagrees_with_the_training_data_is_refused(tmp_path: Path)
 
 
 def test_relative_run_directory_is_refused_in_a_job(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from boom_ray.config import load_recipe
-    from boom_ray.pipeline import resolve_run_dir
+    from boom_ray.recipe import load_recipe
+    from boom_ray.runs import resolve_run_dir
 
     recipe = load_recipe(inputs / "recipe.yaml")
     monkeypatch.delenv("BOOM_RAY_HOME", raising=False)

@@ -186,7 +186,7 @@ def _module(file: str) -> str:
 
 
 def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution, str]]:
-    """``(name, distribution, RECORD)``, of every distribution installed in this environment; boom_ray itself is left out.
+    """``(name, distribution, RECORD)`` of every distribution installed in this environment but boom_ray itself.
 
     Only the interpreter's own site folders count: ``import ray`` puts a folder of bundled distributions on
     ``sys.path``, and the environment must be the same before and after it.

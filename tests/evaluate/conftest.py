@@ -20,8 +20,8 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    from boom_ray.base import build_base
     from boom_ray.config import BuildBase
-    from boom_ray.encoder import build_base
 
     root = tmp_path_factory.mktemp("models")
     vocab = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "note", *WORDS])}

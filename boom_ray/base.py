@@ -1,0 +1,64 @@
+"""The base that all members start from: fetched, imported into the portable directory, or built from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from boom_ray.config import BoomError, BuildBase, Pooling
+from boom_ray.encoder import Encoder, first_line, load_tokenizer, position_limit
+
+
+def resolve_base(model: str, revision: str | None) -> Path:
+    """The local directory of a base: itself, or the snapshot of a Hugging Face name (safetensors and small files).
+
+    Raises:
+        BoomError: neither a directory nor a name that can be fetched.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # network, authentication, unknown name: the hub's own first line says which
+        raise BoomError(
+            f"base.model {model!r} is not a local directory and could not be fetched from the Hugging Face hub "
+            f"({first_line(error)}). Download it once, or set base.model to a local directory."
+        ) from None
+
+
+def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int) -> None:
+    """Write a base checkpoint as a portable directory in float32.
+
+    Raises:
+        BoomError: see :meth:`Encoder.load`.
+    """
+    encoder = Encoder.load(source, device="cpu")
+    encoder.pooling = pooling or encoder.pooling
+    encoder.max_tokens = min(max_tokens, position_limit(encoder.backbone, encoder.tokenizer))
+    encoder.save(out)
+
+
+def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Pooling, max_tokens: int, seed: int) -> None:
+    """A BERT-shaped encoder with random weights around a tokenizer: a base that needs no download."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=build.hidden,
+        num_hidden_layers=build.layers,
+        num_attention_heads=build.heads,
+        intermediate_size=4 * build.hidden,
+        max_position_embeddings=max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = BertModel(config)  # with its unused pooler, so that base and members have the same tensors
+    Encoder(backbone, tokenizer, pooling, max_tokens).save(out)
