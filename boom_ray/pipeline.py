@@ -167,9 +167,10 @@ def _warm_base(run: _Run) -> None:
     if keys.base == keys.start or not _stage(run, keys.base, "base: short contrastive warm-up"):
         return
     from boom_ray import stages
+    from boom_ray.session import largest_node
     from boom_ray.train.work import warm_work
 
-    task, batches = warm_work(run.recipe, run.ledger, keys)
+    task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())
     stages.warm(task, batches)
 
 
@@ -221,15 +222,13 @@ def _final(run: _Run) -> None:
     if run.has(keys.published):
         return
     from boom_ray.final import FinalTask
-    from boom_ray.session import node_resources
+    from boom_ray.session import hardware, largest_node
     from boom_ray.stages import FinalHandle
 
     trained = [d["name"] for d in run.ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
     sets = evaluation_sets(run, trained)
-    nodes = node_resources()
-    threads = max(int(node.get("CPU", 0)) for node in nodes)
-    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), tuple(trained), threads)
-    final = FinalHandle(task, gpus=1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0)
+    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), tuple(trained), largest_node())
+    final = FinalHandle(task, gpus=min(1, hardware()["gpus"]))
     for name in MERGES:
         if _stage(run, keys.merges[name], f"final: merging with {name} weights"):
             final.merge(name, *merge_weights(recipe, run.ledger, keys, name))

@@ -56,7 +56,12 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def hardware() -> dict[str, float]:
+def largest_node() -> int:
+    """CPUs of the node that has the most: what one process can have to itself."""
+    return max(int(node.get("CPU", 0)) for node in node_resources())
+
+
+def hardware() -> dict[str, Any]:
     """CPUs, GPUs and memory (GiB) of all nodes together, for the report."""
     import ray
 

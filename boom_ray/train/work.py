@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -50,8 +49,8 @@ def member_work(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Work:
     return task, plan.batches
 
 
-def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys) -> Work:
-    """The warm-up of a built base: a short run over all training rows, on all cores of this machine."""
+def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
+    """The warm-up of a built base: a short run over all training rows, in one process."""
     build = recipe.base.build
     assert build is not None  # only a built base is warmed up
     drawn = Draw.from_json(ledger.read_json(keys.bags, "draw.json"))
@@ -72,7 +71,7 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys) -> Work:
         train=train,
         steps=len(plan.batches),
         seed=seed,
-        threads=len(os.sched_getaffinity(0)),
+        threads=threads,
     )
     return task, plan.batches
 
