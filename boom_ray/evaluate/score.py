@@ -205,7 +205,7 @@ def _run(adapter: MtebEncoder, entry: EvalSet, cap: int | None, cache: Any) -> N
 
     settings = {"batch_size": 32, "show_progress_bar": False, "chunk_tokens": adapter.chunk_tokens, "dtype": "float32"}
     task = build_task(entry, cap)
-    with _no_progress_bars():
+    with _quiet():
         mteb.evaluate(
             adapter,
             task,
@@ -220,14 +220,18 @@ def _run(adapter: MtebEncoder, entry: EvalSet, cap: int | None, cache: Any) -> N
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """mteb's own bars are switched off by argument; those of ``datasets`` only for the whole process."""
+def _quiet() -> Iterator[None]:
+    """No bars of ``datasets`` (switched for the whole process only), no warnings about mteb's few-shot classifier."""
     import datasets
+    from sklearn.exceptions import ConvergenceWarning, UndefinedMetricWarning
 
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            yield
     finally:
         if shown:
             datasets.enable_progress_bars()
