@@ -22,6 +22,9 @@ app = typer.Typer(
     """,
 )
 
+bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
+app.add_typer(bench_app, name="bench")
+
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -177,6 +180,35 @@ def report(
     summary, page = write_report(directory, overrides=overrides or ())
     typer.echo(format_tables(summary))
     typer.echo(f"report: {page}")
+
+
+@bench_app.command("merge")
+def bench_merge(
+    size: Annotated[str, typer.Option(help="Size of one member.")] = "763MB",
+    members: Annotated[int, typer.Option(help="Number of members.")] = 5,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 5,
+    memory: Annotated[str, typer.Option(help="What the constant-memory variants may allocate.")] = "256MB",
+    cold: Annotated[bool, typer.Option("--cold", help="Members leave the page cache before every run.")] = False,
+    mergekit: Annotated[
+        str | None, typer.Option(help="Python of an environment with mergekit, to be measured beside ours.")
+    ] = None,
+    directory: Annotated[str | None, typer.Option(help="Where members are made; default: a temporary one.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+) -> None:
+    """Our merge beside the physical limit of this machine, and beside mergekit where it is installed.
+
+    Example:  boom-ray bench merge --size 763MB --json merge.json
+    """
+    import json
+
+    from boom_ray.bench.merge import MergeBench, table
+    from boom_ray.bench.merge import bench_merge as measure
+
+    bench = MergeBench(size, members, turns, memory, mergekit=mergekit, cold=cold, directory=directory)
+    result = measure(bench, say=_echo)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(table(result))
 
 
 def plan_lines(steps: Any) -> list[str]:

@@ -29,6 +29,7 @@ ORDER = [
     ("stages", "session"),
     ("runs",),
     ("pipeline", "submit", "study"),
+    ("bench",),
     ("cli",),
     ("__main__",),
 ]
