@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from boom_ray.config import BoomError
+
+if TYPE_CHECKING:
+    from boom_ray.evaluate.table import ScoreTable
 
 app = typer.Typer(
     name="boom-ray",
@@ -142,19 +145,15 @@ def evaluate(
       boom-ray evaluate my-model/ --sets my_sets/ --cap 500 --trained my_dataset
     """
     from boom_ray.evaluate.score import evaluate as score
+    from boom_ray.evaluate.table import table
     from boom_ray.runs import find_evaluation
 
     found = find_evaluation(model, sets or (), run_dir, overrides or ())
     names = tuple(trained) if trained else found.trained
     entries = found.sets(names or None)
     scores = score(model, entries, results=results, cap=cap or found.cap, trained=names)
-    for domain, title in (("in_domain", "in-domain"), ("out_of_domain", "out-of-domain")):
-        rows = [entry for entry in entries if entry.domain == domain]
-        for row in rows:
-            typer.echo(f"{title:14} {row.name:32} {row.task_type:15} {row.metric:16} {100 * scores[row.name]:6.2f}")
-        if rows:
-            mean = sum(scores[row.name] for row in rows) / len(rows)
-            typer.echo(f"{title:14} {'mean':32} {'':15} {'':16} {100 * mean:6.2f}")
+    for line in score_lines(table({str(model): scores}, entries)):
+        typer.echo(line)
 
 
 @app.command()
@@ -209,6 +208,20 @@ def bench_merge(
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     typer.echo(table(result))
+
+
+def score_lines(scores: ScoreTable) -> list[str]:
+    """One line per set of the first model's scores, in points, and the mean of each domain that has sets."""
+    cells: list[tuple[str, str, str, str, float | None]]
+    cells = [(s.domain, s.name, s.task_type, s.metric, values[0]) for s, values in scores.rows]
+    cells += [
+        ("in_domain", "mean", "", "", scores.in_domain[0]),
+        ("out_of_domain", "mean", "", "", scores.out_of_domain[0]),
+    ]
+    shown = [(domain.replace("_", "-"), *rest, 100 * score) for domain, *rest, score in cells if score is not None]
+    return [
+        f"{domain:14} {name:32} {kind:15} {metric:16} {points:6.2f}" for domain, name, kind, metric, points in shown
+    ]
 
 
 def plan_lines(steps: Any) -> list[str]:
