@@ -134,7 +134,8 @@ def test_submitted_job_publishes_and_its_exit_code_tells_the_truth(
     short = ["--set", "bags.ratios=[0.5, 1.0]", "--set", "search.trials=4"]
     done = submit(environment, str(inputs / "recipe.yaml"), *short)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"published: {tmp_path / 'road' / 'published'}" in done.stdout
+    # on disk: Ray's log stream may end before the job's last lines
+    assert len(list((tmp_path / "road" / "published").glob("*/_SUCCESS"))) == 1
 
 
 def _free_port() -> int:
