@@ -1,8 +1,8 @@
 """``boom-ray bench merge``: our merge, the physical limit and mergekit, side by side on members made for it.
 
 The limit reads every member once in blocks of 256 KiB and writes one member's size, on as many threads as there are
-cores, and computes nothing. Every variant runs in a process of its own, in turn, several times; ratios are medians over
-the turns of variant / limit of the same turn, so that a busy machine slows both. Wall is that of the merge itself,
+cores, and computes nothing. Every variant runs in a process of its own, in turn, several times, each right after a run
+of the limit; ratios are medians of such pairs, so that a busy machine slows both. Wall is that of the merge itself,
 libraries and kernels loaded (for mergekit: of the process less its import). Memory is the peak of anonymous and shared
 pages, sampled every 5 ms; pages of mapped files are the system's cache and not counted. Nothing is flushed to the disk
 in any variant, because the limit and mergekit do not.
@@ -34,7 +34,9 @@ from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare
 from boom_ray.merge.layout import plan_layout, preallocate
 from boom_ray.merge.mergekit_recipe import read_recipe
 from boom_ray.merge.methods import coefficients
-from boom_ray.merge.stream import MergeOptions, parse_bytes, plan_coefficients, plan_recipe
+from boom_ray.merge.options import MergeOptions, parse_bytes
+from boom_ray.merge.recipe_plan import plan_recipe
+from boom_ray.merge.stream import plan_coefficients
 
 _BLOCK = 256 << 10
 _HIDDEN = 1024
@@ -52,6 +54,9 @@ _LAYER = {
     "post_attention_layernorm.weight": (_HIDDEN,),
 }
 _MERGEKIT = ["--async-write", "--lazy-unpickle", "--no-write-model-card", "--quiet"]
+
+
+Pair = tuple[dict[str, float], dict[str, float]]  # measurements of the limit and of the variant run after it
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,16 @@ def bench_merge(bench: MergeBench, say: Callable[[str], None] = lambda line: Non
         say(f"making {bench.members} members of {bench.size}")
         models = make_members(root, bench)
         variants = _variants(bench, models, root)
-        turns: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
+        pairs: dict[str, list[Pair]] = {name: [] for name in variants}
+        limit = _own({**_paths(models, root), "kind": "limit", "workers": len(os.sched_getaffinity(0))})
+        evict = models if bench.cold else []
         for turn in range(bench.repeats):
-            for name, command in variants.items():
-                if name == "mergekit" and turn >= 3:
-                    continue
-                turns[name].append(_measure(name, command, models if bench.cold else [], root))
-                say(f"turn {turn + 1} {name}: {turns[name][-1]['wall']:.2f} s")
-        return {"settings": asdict(bench), "machine": _machine(), "rows": _rows(turns)}
+            for name in (name for name in variants if name != "mergekit" or turn < 3):
+                pairs[name].append((_measure("limit", limit, evict, root), _measure(name, variants[name], evict, root)))
+                say(
+                    f"turn {turn + 1} {name}: {pairs[name][-1][1]['wall']:.2f} s, limit {pairs[name][-1][0]['wall']:.2f} s"
+                )
+        return {"settings": asdict(bench), "machine": _machine(), "rows": _rows(pairs)}
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
@@ -144,20 +151,26 @@ def _config(layers: int, vocabulary: int) -> dict[str, Any]:
     }
 
 
+def _paths(models: list[Path], root: Path) -> dict[str, Any]:
+    return {"models": [str(m) for m in models], "out": str(root / "out"), "grams": str(root / "grams.npz")}
+
+
+def _own(job: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "boom_ray.bench.merge", json.dumps(job)]
+
+
 def _variants(bench: MergeBench, models: list[Path], root: Path) -> dict[str, list[str]]:
-    cores = len(os.sched_getaffinity(0))
-    common = {"models": [str(m) for m in models], "out": str(root / "out"), "grams": str(root / "grams.npz")}
+    """Commands by name, the limit apart; makes the cached Gram matrix and the recipe they read."""
+    cores, common = len(os.sched_getaffinity(0)), _paths(models, root)
     (root / "recipe.yml").write_text(json.dumps(_recipe(models)))
-    jobs: dict[str, dict[str, Any]] = {"limit": {"kind": "limit", "workers": cores}}
+    commands = {}
     for passes in ("two passes", "cached Gram"):
         for reading in ("mmap", bench.memory):
             for workers in dict.fromkeys((cores, 1)):
                 name = f"{passes}, {reading}, {workers} worker{'s' if workers > 1 else ''}"
                 memory = {"mmap": True} if reading == "mmap" else {"memory": bench.memory}
-                jobs[name] = {"kind": passes, "workers": workers, **memory}
-    own = [sys.executable, "-m", "boom_ray.bench.merge"]
-    commands = {name: [*own, json.dumps({**common, **job})] for name, job in jobs.items()}
-    _measure("Gram", [*own, json.dumps({**common, "kind": "Gram"})], [], root)
+                commands[name] = _own({**common, "kind": passes, "workers": workers, **memory})
+    _measure("Gram", _own({**common, "kind": "Gram"}), [], root)
     if bench.mergekit:
         code = "from mergekit.scripts.run_yaml import main; main()"
         flags = [*_MERGEKIT, "-j", str(cores), "--out-shard-size", "250M"]
@@ -215,19 +228,18 @@ def _watch(process: subprocess.Popen[str]) -> tuple[int, float]:
     return peak, cpu
 
 
-def _rows(turns: Mapping[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
-    limit = turns["limit"]
-    rows = []
-    for name, runs in turns.items():
-        paired = list(zip(runs, limit, strict=False))
-        rows.append({
-            "variant": name,
-            **{key: statistics.median(run[key] for run in runs) for key in ("wall", "cpu", "memory")},
-            "wall_ratio": statistics.median(run["wall"] / other["wall"] for run, other in paired),
-            "cpu_ratio": statistics.median(run["cpu"] / other["cpu"] for run, other in paired),
-            "turns": len(runs),
-        })  # fmt: skip
-    return rows
+def _rows(pairs: Mapping[str, list[Pair]]) -> list[dict[str, Any]]:
+    limits = [limit for runs in pairs.values() for limit, _ in runs]
+    rows = [_row("limit", [(limit, limit) for limit in limits])]
+    return rows + [_row(name, runs) for name, runs in pairs.items()]
+
+
+def _row(name: str, runs: list[Pair]) -> dict[str, Any]:
+    medians = {key: statistics.median(run[key] for _, run in runs) for key in ("wall", "cpu", "memory")}
+    ratios = {
+        f"{key}_ratio": statistics.median(run[key] / limit[key] for limit, run in runs) for key in ("wall", "cpu")
+    }
+    return {"variant": name, **medians, **ratios, "runs": len(runs)}
 
 
 def _machine() -> dict[str, Any]:

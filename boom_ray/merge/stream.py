@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import math
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +20,11 @@ from boom_ray.merge.engine import Engine
 from boom_ray.merge.files import check_files
 from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare, with_directory
 from boom_ray.merge.members import open_members
-from boom_ray.merge.mergekit_recipe import Depth, MergeRecipe, read_recipe, resolve
-from boom_ray.merge.methods import Setting, check_setting
-from boom_ray.merge.registry import Method, check_parameters, get_method
-from boom_ray.merge.remote import local_directory
+from boom_ray.merge.mergekit_recipe import MergeRecipe, read_recipe
+from boom_ray.merge.options import MergeOptions as MergeOptions
+from boom_ray.merge.recipe_plan import new_plan, plan_recipe
 
 RECIPE_FILE = "mergekit_config.yml"
-_UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
-
-
-@dataclass(frozen=True)
-class MergeOptions:
-    """How a merge runs; nothing here changes a byte of the weights, except that ``shard_size`` cuts the files.
-
-    Attributes:
-        workers: threads, default one per core; memory: of the members' weights and buffers at once, beside the
-        interpreter and its libraries; mmap: no such limit, the members stay mapped (fastest); overwrite: replace an
-        existing output, by a swap at the end; shard_size: largest output file; durable: flush to the disk before the
-        result appears.
-    """
-
-    workers: int | None = None
-    memory: str = "256MB"
-    mmap: bool = False
-    overwrite: bool = False
-    shard_size: str = "4GB"
-    durable: bool = True
-
-    @property
-    def window(self) -> int | None:
-        return None if self.mmap else parse_bytes(self.memory)
 
 
 def merge(
@@ -123,7 +96,7 @@ def plan_coefficients(
     origin = None if base is None else Path(os.path.abspath(base))
     check_files(paths, origin)
     values = {name: tuple(float(c) for c in vector) for name, vector in coefficients.items()}
-    plan = _plan(paths, origin, Path(os.path.abspath(out_dir)), options)
+    plan = new_plan(paths, origin, Path(os.path.abspath(out_dir)), options)
     plan = replace(plan, coefficients=values, out_type=out_type)
     count = len(plan.opened.checkpoints)
     for name in plan.opened.floats:
@@ -148,90 +121,6 @@ def in_directory(recipe: Mapping[str, Any], directory: str | os.PathLike[str]) -
             {**m, "model": placed(m.get("model"))} if isinstance(m, dict) else m for m in changed["models"]
         ]
     return changed
-
-
-def plan_recipe(recipe: MergeRecipe, directory: Path, options: MergeOptions) -> MergePlan:
-    """Members, checked against each other, and every tensor's setting.
-
-    Raises:
-        BoomError: unknown method or parameter; members that do not match.
-    """
-    members, base = _roles(recipe)
-    paths = tuple(local_directory(model) for model in members)
-    origin = None if base is None else local_directory(base)
-    check_files(paths, origin)
-    opened = open_members(paths, origin)
-    depth = Depth.of(list(opened.floats))
-    settings = {name: _setting(recipe, members, name, depth.at(name)) for name in opened.floats}
-    settings |= {name: settings[twin] for name, twin in opened.tied.items()}
-    return replace(_plan(paths, origin, directory, options), settings=settings, out_type=recipe.out_type)
-
-
-def _plan(members: tuple[Path, ...], base: Path | None, directory: Path, options: MergeOptions) -> MergePlan:
-    size = parse_bytes(options.shard_size)
-    return MergePlan(members, base, directory, shard_bytes=size, workers=options.workers, window=options.window)
-
-
-def _roles(recipe: MergeRecipe) -> tuple[list[str], str | None]:
-    """Members and base. A base among the models is a member where the method merges raw weights, else only the base."""
-    named = [entry.model for entry in recipe.models]
-    chosen = get_method(recipe.merge_method)
-    if len(set(named)) != len(named):
-        raise BoomError("a model appears twice in 'models'. Give it once, with the sum of its weights.")
-    base = recipe.base_model
-    if recipe.merge_method == "slerp":
-        if base is None:
-            raise BoomError("slerp needs base_model: the end of the arc at t = 0. Name one of the two models.")
-        return [base, *(model for model in named if model != base)], None
-    if chosen.space == "raw" or recipe.merge_method == "linear":
-        return named, base
-    return [model for model in named if model != base] if base is not None else named, base
-
-
-def _setting(recipe: MergeRecipe, members: Sequence[str], tensor: str, depth: float) -> Setting:
-    """Method, weights and parameters of one tensor."""
-    chosen = get_method(recipe.merge_method)
-    own = {entry.model: entry.parameters for entry in recipe.models}
-
-    def lookup(key: str, member: str | None = None) -> Any:
-        scopes = [own.get(member, {}), recipe.parameters] if member is not None else [recipe.parameters]
-        return resolve(key, scopes, tensor, depth, member or "merge recipe")
-
-    general = {"weight", "scale", "task_vectors", "int8_mask"} - set(chosen.parameters) | (
-        {"t"} if chosen.name == "slerp" else set()
-    )
-    values: dict[str, Any] = {}
-    for key in sorted({key for scope in [recipe.parameters, *own.values()] for key in scope} - general):
-        if key in chosen.parameters and "PerMember" in str(chosen.parameters[key].annotation):
-            found = [lookup(key, member) for member in members]
-            values[key] = tuple(1.0 if value is None else value for value in found)
-        else:
-            value = lookup(key, members[0] if chosen.name == "passthrough" else None)
-            if value is not None or key not in chosen.parameters:
-                values[key] = value
-    check_parameters(chosen, values)
-    scale = lookup("scale") if "scale" in general else None
-    wanted = lookup("task_vectors")
-    if wanted is not None and not isinstance(wanted, bool):
-        raise BoomError(f"merge recipe: 'task_vectors' must be true or false, got {wanted!r}.")
-    deltas = recipe.base_model is not None and chosen.name not in ("slerp", "linear") if wanted is None else wanted
-    weights = _weights(chosen, members, tensor, lookup)
-    setting = Setting(chosen.name, weights, values, 1.0 if scale is None else float(scale), task_vectors=deltas)
-    check_setting(setting, recipe.base_model is not None and chosen.name != "slerp")
-    return setting
-
-
-def _weights(chosen: Method, members: Sequence[str], tensor: str, lookup: Callable[..., Any]) -> tuple[float, ...]:
-    if chosen.name == "slerp":
-        t = lookup("t")
-        if t is None:
-            raise BoomError("slerp needs the parameter 't': 0 is base_model, 1 the other model.")
-        return (1.0 - float(t), float(t))
-    weights = [lookup("weight", member) for member in members]
-    for member, weight in zip(members, weights, strict=True):
-        if weight is None and chosen.weighted and chosen.name != "karcher":
-            raise BoomError(f"merge recipe: {member} has no 'weight' for tensor '{tensor}'. Give it under parameters.")
-    return tuple(1.0 if weight is None else float(weight) for weight in weights)
 
 
 def _run(plan: MergePlan, *, durable: bool) -> None:
@@ -300,15 +189,3 @@ def combine_into(
     """
     with Engine(open_members(members, base)) as engine:
         return engine.combine_into(name, np.asarray(coefficients))
-
-
-def parse_bytes(text: str) -> int:
-    """``256MB``, ``4 GB`` … as bytes, decimal units.
-
-    Raises:
-        BoomError: not such a text.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?B)\s*", text, re.IGNORECASE)
-    if not match or not math.isfinite(float(match.group(1))):
-        raise BoomError(f"'{text}' is no size. Write for example 256MB or 4GB.")
-    return max(1, int(float(match.group(1)) * _UNITS[match.group(2).upper()]))

@@ -8,7 +8,8 @@ import pytest
 
 from boom_ray.config import BoomError
 from boom_ray.merge.mergekit_recipe import Depth, read_recipe, resolve
-from boom_ray.merge.stream import MergeOptions, plan_recipe
+from boom_ray.merge.options import MergeOptions
+from boom_ray.merge.recipe_plan import plan_recipe
 
 QUERY = "encoder.layer.{}.attention.self.query.weight"
 
