@@ -98,10 +98,9 @@ def bench_merge(bench: MergeBench, say: Callable[[str], None] = lambda line: Non
         evict = models if bench.cold else []
         for turn in range(bench.repeats):
             for name in (name for name in variants if name != "mergekit" or turn < 3):
-                pairs[name].append((_measure("limit", limit, evict, root), _measure(name, variants[name], evict, root)))
-                say(
-                    f"turn {turn + 1} {name}: {pairs[name][-1][1]['wall']:.2f} s, limit {pairs[name][-1][0]['wall']:.2f} s"
-                )
+                before = _measure("limit", limit, evict, root)
+                pairs[name].append((before, _measure(name, variants[name], evict, root)))
+                say(f"turn {turn + 1} {name}: {pairs[name][-1][1]['wall']:.2f} s, limit {before['wall']:.2f} s")
         return {"settings": asdict(bench), "machine": _machine(), "rows": _rows(pairs)}
     finally:
         shutil.rmtree(root, ignore_errors=True)
