@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from boom_ray.config import BoomError
-from boom_ray.ledger import checksums
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.files import check_files
 from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare, with_directory
@@ -52,7 +51,7 @@ def merge(
         (plan.directory / RECIPE_FILE).write_text(recipe.text, encoding="utf-8")
         finish(plan)
         if options.durable:
-            checksums(plan.directory)
+            _flush(plan.directory)
         _publish(plan.directory, target, options.overwrite)
     return target
 
@@ -150,6 +149,16 @@ def _lock(directory: Path) -> Iterator[None]:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+def _flush(directory: Path) -> None:
+    """Bring every file of a directory to the disk."""
+    for file in (p for p in (directory, *directory.rglob("*")) if not p.is_symlink()):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _publish(directory: Path, target: Path, overwrite: bool) -> None:
