@@ -85,7 +85,9 @@ def merge(
     run_dir: Annotated[
         Path | None, typer.Option("--run-dir", help="Run directory that the recipe's relative model paths are in.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="What the merge may allocate, libraries included.")] = "256MB",
+    memory: Annotated[
+        str, typer.Option(help="Weights and buffers held at once, beside the interpreter and libraries (about 76 MB).")
+    ] = "256MB",
     workers: Annotated[int | None, typer.Option(help="Threads; default: one per core.")] = None,
     mmap: Annotated[bool, typer.Option("--mmap", help="Read through memory mappings: fastest.")] = False,
     shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "4GB",

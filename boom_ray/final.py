@@ -57,10 +57,14 @@ class Final:
         members = [self._ledger.path(key) for key in keys.members]
         grams = Grams.load(self._ledger.path(keys.grams) / "grams.npz")
         chosen = coefficients(settings.method, grams, weights, scale=scale, task_vectors=settings.task_vectors)
-        inputs = {"members": [key.identity for key in keys.members], "base": keys.base.identity}
-        with self._ledger.stage(keys.merges[name], inputs=inputs) as stage:
-            options = MergeOptions(shard_size=settings.shard_size.replace(" ", ""))
-            merge_weights(chosen, members, self._ledger.path(keys.base), stage.path, options=options)
+        key = keys.merges[name]
+        scratch = self._ledger.scratch("merges", key.name)  # a known place: a merge that was killed goes on there
+        options = MergeOptions(shard_size=settings.shard_size.replace(" ", ""))
+        merge_weights(chosen, members, self._ledger.path(keys.base), scratch, options=options)
+        inputs = {"members": [member.identity for member in keys.members], "base": keys.base.identity}
+        with self._ledger.stage(key, inputs=inputs) as stage:
+            stage.path.rmdir()
+            scratch.rename(stage.path)
             recipe = mergekit_recipe(self._task, weights, scale)
             (stage.path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe, sort_keys=False))
             stage.meta.update(weights=list(weights), scale=scale, method=settings.method)

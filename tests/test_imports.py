@@ -42,7 +42,7 @@ ONLY = {
     "deepspeed": {"train.engine"},
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
-    "numba": {"merge.kernels"},
+    "numba": {"merge.kernels", "merge.vectors"},
     "typer": {"cli"},
     "rich": {"progress", "cli"},
 }
