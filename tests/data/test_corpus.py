@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def _ray():
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # never somebody else's cluster
     yield
     ray.shutdown()
 

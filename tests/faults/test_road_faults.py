@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +83,7 @@ def test_killed_driver_then_the_same_command_publishes_the_same_bytes(inputs: Pa
 def head() -> Iterator[dict[str, str]]:
     """A head with token authentication on free ports of the loopback address; yields the environment of its clients."""
     token, ports = secrets.token_hex(32), [_free_port() for _ in range(3)]
+    sessions = tempfile.mkdtemp(prefix="br", dir="/tmp")  # of its own, and short: sockets lie in it
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
@@ -88,6 +91,7 @@ def head() -> Iterator[dict[str, str]]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TMPDIR": sessions,
     }
     arguments = ["--head", "--node-ip-address=127.0.0.1", f"--port={ports[0]}", "--dashboard-host=127.0.0.1"]
     arguments += [f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}"]
@@ -107,6 +111,7 @@ def head() -> Iterator[dict[str, str]]:
     finally:
         for child in [*family.children(recursive=True), family]:
             child.kill()
+        shutil.rmtree(sessions, ignore_errors=True)
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
