@@ -78,7 +78,7 @@ class Ledger:
     """A run directory."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.root = Path(root).absolute()  # workers may run in another directory
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], name: str) -> Ledger:

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _STEPS_PER_BLOCK = 4096
 
 
-def descriptors(batches: Sequence[Batch], rank: int, width: int, first_step: int = 0) -> list[pa.Table]:
-    """One row per global step from ``first_step`` on: step, epoch, dataset, this rank's rows, rows of the batch."""
+def descriptors(batches: Sequence[Batch], rank: int, width: int) -> list[pa.Table]:
+    """One row per global step: step, epoch, dataset, this rank's rows, rows of the batch."""
     blocks = []
-    for start in range(first_step, len(batches), _STEPS_PER_BLOCK):
+    for start in range(0, len(batches), _STEPS_PER_BLOCK):
         part = batches[start : start + _STEPS_PER_BLOCK]
         columns = {
             "step": pa.array(range(start, start + len(part)), pa.int64()),
