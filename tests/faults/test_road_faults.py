@@ -116,7 +116,7 @@ def head() -> Iterator[dict[str, str]]:
 
 
 def submit(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A job sees the cluster's environment, not the client's: what it is to see goes along as its runtime environment."""
+    """Submit a run. A job sees the cluster's environment, not the client's: BOOM_RAY_HOME goes along."""
     ray = str(Path(sys.executable).parent / "ray")
     runtime = json.dumps({"env_vars": {"BOOM_RAY_HOME": environment["JOB_HOME"]}})
     full = [ray, "job", "submit", "--working-dir", ".", "--runtime-env-json", runtime]
