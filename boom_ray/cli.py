@@ -25,6 +25,7 @@ app = typer.Typer(
     """,
 )
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
 app.add_typer(bench_app, name="bench")
 
@@ -256,6 +257,7 @@ def main() -> None:
     except BoomError as error:
         print(f"boom-ray: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("boom-ray: interrupted. Run the same command again to go on from here.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            print("boom-ray: interrupted. Run the same command again to go on from here.", file=sys.stderr)
+        raise
