@@ -16,6 +16,8 @@ TaskType = Literal["retrieval", "reranking", "classification", "clustering", "st
 TASK_TYPES: tuple[str, ...] = get_args(TaskType)
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
+Layout = Literal["boom", "flagembedding", "sentence_transformers", "tevatron"]
+ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential", "two_stage", "example_shuffle"]
 
 
 class BoomError(Exception):
@@ -68,6 +70,7 @@ class Columns(_Frozen):
     pos: str = "pos"
     neg: str = "neg"
     score: str = "score"
+    label: str = Field("label", description="class of the query; texts of equal label are no negatives of each other")
 
 
 class Instruction(_Frozen):
@@ -78,14 +81,40 @@ class Instruction(_Frozen):
 
 
 class FilesSource(_Frozen):
-    """Rows from jsonl, jsonl.gz or parquet files: a file, a folder or a glob."""
+    """Rows from files: local, in an object store, or of a Hugging Face dataset. A dataset is an entry, not code."""
 
     source: Literal["files"] = "files"
-    path: str
+    path: str | None = Field(None, description="file, folder or glob; also s3://, gs:// and hf://datasets/OWNER/NAME/…")
+    hub: str | None = Field(None, description="name of a Hugging Face dataset, instead of path")
+    revision: str | None = Field(None, description="commit, branch or tag of the hub's dataset")
+    subset: str | None = Field(None, description="configuration of the hub's dataset")
+    split: str = Field("train", description="split of the hub's dataset")
+    layout: Layout = Field("boom", description="field names of other tools: see docs/data.md")
     name: str | None = Field(None, description="dataset name; default: the row's 'dataset' field, else the file's stem")
     task_type: TaskType | None = Field(None, description="default: the row's 'task_type' field")
     columns: Columns = Columns()
     instruction: Instruction = Instruction()
+    loss: Literal["auto", "infonce", "cosent"] = Field("auto", description="auto: cosent for sts rows with scores")
+    negatives: Literal["auto", "in_batch", "own"] = Field(
+        "auto", description="what a query is compared with; auto: own for classification and clustering (boom.md 1.3)"
+    )
+    hard_negatives: int | None = Field(None, ge=0, description="per row at most; default: train.hard_negatives")
+    symmetric: bool | None = Field(None, description="both sides alike: half batch; default: clustering and sts")
+    cap: int | None = Field(None, ge=1, description="rows of this dataset at most; default: max_rows_per_dataset")
+    weight: float = Field(1.0, gt=0, description="multiplies the share of this dataset in every bag")
+    language: str | None = None
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FilesSource:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give exactly one of 'path' (files) and 'hub' (the name of a Hugging Face dataset)")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """What a message calls the source."""
+        return self.path if self.path is not None else f"hf://datasets/{self.hub}"
 
 
 class PythonEnvironmentSource(_Frozen):
@@ -117,6 +146,25 @@ class Dev(_Frozen):
     min_rows: int = Field(50, ge=2)
 
 
+class Mine(_Frozen):
+    """Hard negatives found by models in the corpus' own passages; they replace those of the sources."""
+
+    models: tuple[str, ...] = Field(min_length=1, description="directories or hub names; they take turns")
+    count: int = Field(7, ge=1, description="negatives per row")
+    ranks: tuple[int, int] = Field(
+        (10, 210), description="window of ranks, from and to (exclusive), that they come from"
+    )
+    share: float = Field(0.95, gt=0, le=1, description="only texts that score below this share of the positive's score")
+    datasets: tuple[str, ...] = Field((), description="only these; default: all with task type retrieval or reranking")
+
+    @field_validator("ranks")
+    @classmethod
+    def _window(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] < value[1]:
+            raise ValueError(f"ranks is [from, to) with 0 <= from < to; got {list(value)}")
+        return value
+
+
 class Corpus(_Frozen):
     datasets: tuple[Source, ...] = Field(min_length=1)
     max_bad_fraction: float = Field(
@@ -125,6 +173,15 @@ class Corpus(_Frozen):
     max_rows_per_dataset: int | None = Field(
         None, ge=1, description="hash-chosen cap, the same rows whatever the order of files"
     )
+    near_duplicates: float | None = Field(
+        None, gt=0, lt=1, description="rows whose MinHash similarity to an earlier one is above this are dropped, too"
+    )
+    ngram: int | None = Field(
+        None,
+        ge=2,
+        description="also drop rows that share this many words in a row with an evaluation text (13 is usual)",
+    )
+    mine: Mine | None = None
     dev: Dev = Dev()
 
     @field_validator("datasets", mode="before")
@@ -136,10 +193,24 @@ class Corpus(_Frozen):
 
 
 class Bags(_Frozen):
-    """One member per ratio: the share of every dataset that it sees, drawn without replacement."""
+    """What each member sees: one member per ratio, or one per dataset, task type or named group."""
 
-    ratios: tuple[float, ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
+    kind: Literal["subset", "bootstrap", "dataset", "task_type", "groups"] = Field(
+        "subset",
+        description="subset: without replacement; bootstrap: with; the others: one member each, for comparison",
+    )
+    ratios: tuple[float, ...] = Field(
+        (0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, description="share of every dataset, a member each"
+    )
     nested: bool = Field(False, description="true: a smaller bag lies inside a larger one; false: independent draws")
+    resample: Literal["poisson", "multinomial"] = Field(
+        "poisson", description="bootstrap: independent counts per row, or exactly the asked number of draws"
+    )
+    groups: dict[str, tuple[str, ...]] = Field({}, description="kind groups: names of datasets by name of the group")
+    dataset_ratios: dict[str, float] = Field({}, description="factors on the share of single datasets")
+    temperature: float = Field(
+        1.0, gt=0, description="above 1 evens out the datasets' sizes: shares follow rows ** (1 / temperature)"
+    )
 
     @field_validator("ratios")
     @classmethod
@@ -149,11 +220,21 @@ class Bags(_Frozen):
                 raise ValueError(f"a ratio is a share of each dataset, above 0 and at most 1; got {ratio}")
         return value
 
+    @model_validator(mode="after")
+    def _fits(self) -> Bags:
+        if (self.kind == "groups") != bool(self.groups):
+            raise ValueError("kind groups needs 'groups', and no other kind takes them")
+        if self.nested and self.kind != "subset":
+            raise ValueError("only bags of kind subset can be nested")
+        if any(factor < 0 for factor in self.dataset_ratios.values()):
+            raise ValueError("a factor in dataset_ratios is at least 0")
+        return self
+
 
 class Train(_Frozen):
     """One member's training. The defaults are the paper's 0.6B settings (arXiv 2602.05787)."""
 
-    schedule: Literal["batch_shuffle"] = "batch_shuffle"
+    schedule: ScheduleName = Field("batch_shuffle", description="the order of batches: see docs/data.md")
     batch_size: int = Field(256, ge=2, description="rows of one global step, whatever the number of workers")
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(
@@ -166,6 +247,9 @@ class Train(_Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     temperature: float = Field(0.02, gt=0)
     hard_negatives: int = Field(7, ge=0, description="negatives drawn per row and epoch")
+    false_negative_margin: float | None = Field(
+        None, ge=0, description="candidates whose cosine is above the positive's by more than this are no negatives"
+    )
     precision: Literal["float32", "bfloat16"] = "float32"
     zero_stage: Literal[0, 1, 2] = 1
     chunk_tokens: int = Field(
@@ -181,6 +265,9 @@ class Resources(_Frozen):
     gpus_per_worker: float | None = Field(None, ge=0, le=1, description="default: 1 where the cluster has GPUs, else 0")
     max_width: int = Field(8, ge=1, description="workers of one member at most")
     max_concurrent: int | None = Field(None, ge=1, description="members at once; default: as many as fit")
+    staging: str | None = Field(
+        None, description="folder on every node's own disk: token shards are copied there once per node"
+    )
 
 
 class Merge(_Frozen):
