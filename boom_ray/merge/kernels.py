@@ -14,7 +14,18 @@ import numba
 import numpy as np
 from numba import types
 
-from boom_ray.merge.vectors import LANES, WIDE, add_products, compiled, fetch, item_bytes, narrow, pointer, widen
+from boom_ray.merge.vectors import (
+    LANES,
+    WIDE,
+    add_products,
+    compiled,
+    fetch,
+    item_bytes,
+    narrow,
+    pointer,
+    scaled_sums,
+    widen,
+)
 
 BLOCK = 32768  # elements written at once
 NEAR = 1 << 12  # float64 steps from the middle of two results within which a sum is computed again
@@ -102,14 +113,18 @@ def combine_piece(sources: np.ndarray, coefficients: np.ndarray, sink: np.ndarra
     """Write Σ c_k t_k of elements ``start : start + count``, correctly rounded.
 
     Summed in float64; where that lies so near the middle of two results that its own rounding may decide (decimal
-    weights make that one element in some thousands), the sum is computed again in twice the precision.
+    weights make that one element in some thousands, round ones one in five), the sum is computed again in twice the
+    precision.
 
     Returns: how many stored results are NaN or infinite, or ``WRITE_FAILED``.
     """
     buffer = np.empty(BLOCK, np.uint32)
-    wide = np.empty(_NARROW)
     total = np.empty(_NARROW)
+    work = np.empty((3, _NARROW))
     bits = np.empty(_NARROW, np.uint32)
+    single = sink[3] == 0 and sources[:, 1].max() == 0
+    rows = np.empty((sources.shape[0], 2), np.int64)
+    rows[:, 1] = coefficients.view(np.int64)
     out_item = item_bytes(sink[3])
     wrong = 0
     for block in range(start, start + count, BLOCK):
@@ -119,14 +134,25 @@ def combine_piece(sources: np.ndarray, coefficients: np.ndarray, sink: np.ndarra
             target = sink[0] + sink[2] + block * out_item
         for at in range(0, length, _NARROW):
             n = min(_NARROW, length - at)
-            for k in range(sources.shape[0]):
-                item = item_bytes(sources[k, 1])
-                place = sources[k, 0] + (block + at) * item
-                for line in range(0, _NARROW * item, _LINE):
-                    fetch(place + 4 * _NARROW * item + line)
-                _add_scaled(total, coefficients[k], k == 0, place, sources[k, 1], n, wide, bits)
-            _settle(total, n, sources, coefficients, block + at, sink[3], wide, bits)
-            wrong += narrow(total, target + at * out_item, sink[3], n, bits)
+            place = target + at * out_item
+            if single and n == _NARROW:
+                rows[:, 0] = sources[:, 0] + 4 * (block + at)
+                found = scaled_sums(
+                    np.int64(rows.ctypes.data),
+                    rows.shape[0],
+                    _NARROW // LANES,
+                    np.int64(total.ctypes.data),
+                    place,
+                    NEAR,
+                )
+                if found < 1 << 32:  # all rounded, none near a middle
+                    wrong += found
+                    continue
+            else:
+                for k in range(sources.shape[0]):
+                    _add_scaled(total, coefficients[k], k == 0, sources[k], block + at, n, work[0], bits)
+            _settle(total, n, sources, coefficients, block + at, sink[3], work, bits)
+            wrong += narrow(total, place, sink[3], n, bits)
         if sink[0] == 0 and not _write(sink[1], target, length * out_item, sink[2] + block * out_item):
             return WRITE_FAILED
     return wrong
@@ -140,7 +166,7 @@ def _settle(
     coefficients: np.ndarray,
     start: int,
     code: int,
-    wide: np.ndarray,
+    work: np.ndarray,
     bits: np.ndarray,
 ) -> None:
     """Compute sums near the middle of two stored values again, more exactly, and leave them rounded to odd."""
@@ -153,27 +179,45 @@ def _settle(
         near += ((pattern[k] + shift) & mask) <= np.uint64(2 * NEAR)
     if near == 0:
         return
+    high, low = work[1], work[2]
+    _sum_twice(high, low, count, sources, coefficients, start, work[0], bits)
     for k in range(count):
-        if ((pattern[k] + shift) & mask) <= np.uint64(2 * NEAR) and np.isfinite(total[k]):
-            high, low = 0.0, 0.0
-            for m in range(sources.shape[0]):
-                item = item_bytes(sources[m, 1])
-                widen(wide, sources[m, 0] + (start + k) * item, sources[m, 1], 1, bits)
-                large = coefficients[m] * 16777217.0  # splits into 29 and 24 bits, whose products are exact
-                upper = large - (large - coefficients[m])
-                for part in range(2):
-                    product = (upper if part == 0 else coefficients[m] - upper) * wide[0]
-                    added = high + product
-                    back = added - high
-                    low += (high - (added - back)) + (product - back)
-                    high = added
-            total[k] = high + low
-            rest = low - (total[k] - high)
-            if rest != 0.0 and (pattern[k] & np.uint64(1)) == np.uint64(0):
-                if (rest > 0.0) == (total[k] > 0.0):
-                    pattern[k] += np.uint64(1)
-                else:
-                    pattern[k] -= np.uint64(1)
+        rounded = high[k] + low[k]
+        low[k] -= rounded - high[k]
+        high[k] = rounded
+    again = high.view(np.uint64)
+    for k in range(count):
+        near_middle = ((pattern[k] + shift) & mask) <= np.uint64(2 * NEAR)
+        to_odd = (low[k] != 0.0) & ((again[k] & np.uint64(1)) == np.uint64(0))
+        step = np.uint64(1) if (low[k] > 0.0) == (high[k] > 0.0) else ~np.uint64(0)
+        pattern[k] = again[k] + (step if to_odd else np.uint64(0)) if near_middle else pattern[k]
+
+
+@compiled
+def _sum_twice(
+    high: np.ndarray,
+    low: np.ndarray,
+    count: int,
+    sources: np.ndarray,
+    coefficients: np.ndarray,
+    start: int,
+    wide: np.ndarray,
+    bits: np.ndarray,
+) -> None:
+    """Σ c_m t_m as an unevaluated sum of two float64, by exact products and Knuth's two-sum."""
+    high[:count] = 0.0
+    low[:count] = 0.0
+    for m in range(sources.shape[0]):
+        widen(wide, sources[m, 0] + start * item_bytes(sources[m, 1]), sources[m, 1], count, bits)
+        large = coefficients[m] * 16777217.0  # splits into 29 and 24 bits, whose products are exact
+        upper = large - (large - coefficients[m])
+        for factor in (upper, coefficients[m] - upper):
+            for k in range(count):
+                product = factor * wide[k]
+                added = high[k] + product
+                back = added - high[k]
+                low[k] += (high[k] - (added - back)) + (product - back)
+                high[k] = added
 
 
 @compiled
@@ -181,25 +225,19 @@ def _add_scaled(
     total: np.ndarray,
     factor: float,
     first: bool,
-    address: int,
-    code: int,
+    source: np.ndarray,
+    start: int,
     count: int,
     wide: np.ndarray,
     bits: np.ndarray,
 ) -> None:
     """Add ``factor`` times stored elements to ``total``; the first term starts it, so that -0.0 stays -0.0."""
-    if code != 0:
-        widen(wide, address, code, count, bits)
-        for k in range(count):
-            total[k] = factor * wide[k] if first else total[k] + factor * wide[k]
-        return
-    single = numba.carray(pointer(address), count, np.float32)
-    if first:
-        for k in range(count):
-            total[k] = factor * single[k]
-    else:
-        for k in range(count):
-            total[k] += factor * single[k]
+    place = source[0] + start * item_bytes(source[1])
+    for ahead in range(0, count * item_bytes(source[1]), _LINE):
+        fetch(place + 4 * count * item_bytes(source[1]) + ahead)
+    widen(wide, place, source[1], count, bits)
+    for k in range(count):
+        total[k] = factor * wide[k] if first else total[k] + factor * wide[k]
 
 
 @compiled

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 LANES = 32  # partial sums per pair of vectors: lane l adds up the products of elements l, l + LANES, l + 2 LANES ...
+_AHEAD = 4096  # bytes that sums fetch ahead of their place in every source
 WIDE = 16 * LANES  # elements of every vector in the first-level cache at once
 
 
@@ -78,6 +79,101 @@ def add_products(typingctx: Any, sums: Any, x: Any, y: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def scaled_sums(typingctx: Any, place: Any, count: Any, steps: Any, total: Any, target: Any, tie: Any) -> Any:
+    """Σ c_k t_k of float32 sources, ``steps`` times ``LANES`` elements: float64 to ``total``, rounded to ``target``.
+
+    Args (all int64):
+        place: address of ``count`` rows of two words, address of a source's first element and bits of its coefficient.
+        total, target: addresses of float64 and float32 elements.
+        tie: half the width of the band around the middle of two results.
+
+    Returns: how many results are NaN or infinite, plus 2**32 for each sum inside the band.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, half_word, parts = ir.IntType(64), ir.IntType(32), range(LANES // 8)
+        wide, single = ir.VectorType(ir.DoubleType(), 8), ir.VectorType(ir.FloatType(), 8)
+        longs, ints = ir.VectorType(word, 8), ir.VectorType(half_word, 8)
+        byte = ir.IntType(8).as_pointer()
+        fetch_type = ir.FunctionType(ir.VoidType(), [byte, half_word, half_word, half_word])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], fetch_type)
+        rows, terms, many, sums, results, band = arguments
+
+        def splat(kind: Any, value: Any) -> Any:
+            filled = ir.Constant(ir.VectorType(kind, 8), ir.Undefined)
+            for lane in range(8):
+                filled = builder.insert_element(filled, value, half_word(lane))
+            return filled
+
+        def term(k: Any, at: Any) -> list[Any]:
+            row = builder.add(rows, builder.mul(k, word(16)))
+            address = builder.load(builder.inttoptr(row, word.as_pointer()))
+            factor = builder.load(builder.inttoptr(builder.add(row, word(8)), ir.DoubleType().as_pointer()))
+            here = builder.add(address, builder.mul(at, word(4 * LANES)))
+            for line in range(0, 4 * LANES, 64):
+                ahead = builder.inttoptr(builder.add(here, word(_AHEAD + line)), byte)
+                builder.call(prefetch, [ahead, half_word(0), half_word(3), half_word(1)])
+            pointer = builder.inttoptr(here, single.as_pointer())
+            loaded = [builder.load(builder.gep(pointer, [word(p)]), align=4) for p in parts]
+            scale = splat(ir.DoubleType(), factor)
+            return [builder.fmul(builder.fpext(v, wide), scale, flags=("contract",)) for v in loaded]
+
+        before = builder.block
+        outer, inner, close, after = (builder.append_basic_block(n) for n in ("outer", "inner", "close", "after"))
+        builder.branch(outer)
+        builder.position_at_end(outer)
+        at, found = builder.phi(word), builder.phi(longs)
+        at.add_incoming(word(0), before)
+        found.add_incoming(ir.Constant(longs, [0] * 8), before)
+        first = term(word(0), at)
+        builder.cbranch(builder.icmp_signed("<", word(1), terms), inner, close)
+        start = builder.block
+        builder.position_at_end(inner)
+        k, carried = builder.phi(word), [builder.phi(wide) for _ in parts]
+        added = [builder.fadd(c, t, flags=("contract",)) for c, t in zip(carried, term(k, at), strict=True)]
+        following = builder.add(k, word(1))
+        k.add_incoming(word(1), start)
+        k.add_incoming(following, inner)
+        for p in parts:
+            carried[p].add_incoming(first[p], start)
+            carried[p].add_incoming(added[p], inner)
+        builder.cbranch(builder.icmp_signed("<", following, terms), inner, close)
+        builder.position_at_end(close)
+        exact = [builder.phi(wide) for _ in parts]
+        out64 = builder.inttoptr(builder.add(sums, builder.mul(at, word(8 * LANES))), wide.as_pointer())
+        out32 = builder.inttoptr(builder.add(results, builder.mul(at, word(4 * LANES))), single.as_pointer())
+        shift = splat(word, builder.sub(band, word(1 << 28)))
+        width = splat(word, builder.mul(band, word(2)))
+        counted = found
+        for p in parts:
+            exact[p].add_incoming(first[p], start)
+            exact[p].add_incoming(added[p], inner)
+        for p in parts:
+            rounded = builder.fptrunc(exact[p], single)
+            builder.store(exact[p], builder.gep(out64, [word(p)]), align=8)
+            builder.store(rounded, builder.gep(out32, [word(p)]), align=4)
+            pattern = builder.add(builder.bitcast(exact[p], longs), shift)
+            distance = builder.and_(pattern, ir.Constant(longs, [(1 << 29) - 1] * 8))
+            near = builder.zext(builder.icmp_unsigned("<=", distance, width), longs)
+            exponent = ir.Constant(ints, [0x7F800000] * 8)
+            wrong = builder.icmp_unsigned("==", builder.and_(builder.bitcast(rounded, ints), exponent), exponent)
+            counted = builder.add(counted, builder.shl(near, ir.Constant(longs, [32] * 8)))
+            counted = builder.add(counted, builder.zext(wrong, longs))
+        done = builder.add(at, word(1))
+        at.add_incoming(done, close)
+        found.add_incoming(counted, close)
+        builder.cbranch(builder.icmp_signed("<", done, many), outer, after)
+        builder.position_at_end(after)
+        lanes = [builder.extract_element(counted, half_word(lane)) for lane in range(8)]
+        whole = lanes[0]
+        for lane in lanes[1:]:
+            whole = builder.add(whole, lane)
+        return whole
+
+    return types.int64(*(types.int64,) * 6), generate
 
 
 def compiled(function: Any) -> Any:
