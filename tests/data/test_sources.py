@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from boom_ray.config import BoomError, FilesSource
-from boom_ray.data import sources
-from boom_ray.data.sources import BadRow, dataset_stem, file_digests, read_rows, resolve
+from boom_ray.data import lines as text_lines
+from boom_ray.data.sources import BadRow, dataset_stem, file_digests, local_file, read_rows, resolve
 
 
 def _source(path):
@@ -42,15 +42,15 @@ def test_digests_follow_the_content(tmp_path):
     file.write_text("[]\n")
     after = file_digests(_source(file))
     assert before[0]["bytes"] == after[0]["bytes"] == 3
-    assert before[0]["sha256"] != after[0]["sha256"]
+    assert before[0]["digest"] != after[0]["digest"]
 
 
 def test_bad_lines_are_records_and_good_ones_stay(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(text_lines, "MAX_LINE_BYTES", 1 << 20)
     file = tmp_path / "a.jsonl"
     lines = [b'{"a": 1}', b"{oops", b"", b'{"a": "\xff"}', b'"' + b"x" * (3 << 20) + b'"', b"[" * 100000, b'{"a": 2}']
     file.write_bytes(b"\n".join(lines))
-    rows = list(read_rows(file))
+    rows = list(read_rows(local_file(file)))
     assert [line for line, _ in rows] == [1, 2, 4, 5, 6, 7]
     assert [row["a"] for _, row in rows if not isinstance(row, BadRow)] == [1, 2]
     reasons = [row.reason for _, row in rows if isinstance(row, BadRow)]
@@ -65,25 +65,25 @@ def test_truncated_gzip_keeps_what_came_before(tmp_path):
         b"".join(json.dumps({"n": n, "text": str(hash(n)) * 9}).encode() + b"\n" for n in range(3000))
     )
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    rows = list(read_rows(tmp_path / "cut.jsonl.gz"))
+    rows = list(read_rows(local_file(tmp_path / "cut.jsonl.gz")))
     assert [row["n"] for _, row in rows[:-1]] == list(range(len(rows) - 1))
     assert len(rows) > 500
     assert rows[-1] == (len(rows), rows[-1][1])
     assert "cut or damaged" in rows[-1][1].reason
     (tmp_path / "not.jsonl.gz").write_bytes(b"plain text")
-    assert [line for line, row in read_rows(tmp_path / "not.jsonl.gz") if "damaged" in row.reason] == [1]
+    assert [line for line, row in read_rows(local_file(tmp_path / "not.jsonl.gz")) if "damaged" in row.reason] == [1]
 
 
 def test_parquet(tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"query": ["a", "b"], "pos": [["x"], ["y", "z"]]}), file)
-    assert list(read_rows(file)) == [(1, {"query": "a", "pos": ["x"]}), (2, {"query": "b", "pos": ["y", "z"]})]
+    assert list(read_rows(local_file(file))) == [(1, {"query": "a", "pos": ["x"]}), (2, {"query": "b", "pos": ["y", "z"]})]
     file.write_bytes(b"PAR1 no PAR1")
-    ((line, bad),) = read_rows(file)
+    ((line, bad),) = read_rows(local_file(file))
     assert line == 1
     assert "damaged" in bad.reason
 
 
 def test_file_that_vanished(tmp_path):
     with pytest.raises(BoomError, match="cannot be read"):
-        list(read_rows(tmp_path / "gone.jsonl"))
+        list(read_rows(local_file(tmp_path / "gone.jsonl")))
