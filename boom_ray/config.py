@@ -212,6 +212,14 @@ class Bags(_Frozen):
         1.0, gt=0, description="above 1 evens out the datasets' sizes: shares follow rows ** (1 / temperature)"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_groups(cls, raw: Any) -> Any:
+        """A member of each dataset, task type or group sees all of it, unless the recipe says otherwise."""
+        if isinstance(raw, dict) and raw.get("kind") in ("dataset", "task_type", "groups"):
+            return {"ratios": (1.0,), **raw}
+        return raw
+
     @field_validator("ratios")
     @classmethod
     def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
@@ -226,6 +234,10 @@ class Bags(_Frozen):
             raise ValueError("kind groups needs 'groups', and no other kind takes them")
         if self.nested and self.kind != "subset":
             raise ValueError("only bags of kind subset can be nested")
+        if self.kind not in ("subset", "bootstrap") and len(self.ratios) != 1:
+            raise ValueError(
+                f"kind {self.kind} makes one member each: ratios is then one number, the share of it, as in ratios: [1.0]"
+            )
         if any(factor < 0 for factor in self.dataset_ratios.values()):
             raise ValueError("a factor in dataset_ratios is at least 0")
         return self

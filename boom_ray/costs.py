@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Recipe
-from boom_ray.data.schedule import SMALLEST_TAIL, rows_per_batch
+from boom_ray.data.rules import dataset_rules
+from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size
 from boom_ray.ledger import Ledger
 from boom_ray.plan import MERGES, Cost, Keys
 
@@ -29,10 +30,10 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
             rows=recipe.base.build.warm_steps * recipe.train.batch_size, steps=recipe.base.build.warm_steps
         )
     speed = _seconds_per_row(ledger, keys)
-    for index in range(len(recipe.bags.ratios)):
+    for index in range(len(keys.members)):
         epoch = _epoch(recipe, ledger, keys, counts, index) if counts else None
         costs[f"member-{index}"] = _member_cost(recipe, epoch, tokens, corpus_rows, speed)
-    members = len(recipe.bags.ratios)
+    members = len(keys.members)
     costs["gram"] = Cost(bytes=size and size * (members + 1))
     costs["search"] = Cost(steps=recipe.search.trials)
     for name in MERGES:
@@ -42,16 +43,11 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
 
 
 def _epoch(recipe: Recipe, ledger: Ledger, keys: Keys, counts: Mapping[str, Any], index: int) -> tuple[int, int]:
-    """(rows, steps) of a member's epoch, as the schedule cuts its bag into batches of one dataset."""
-    task_types = {d["name"]: d["task_type"] for d in ledger.read_json(keys.tokens, "datasets.json")}
-    rows = steps = 0
-    for name, dataset in counts["datasets"].items():
-        size = rows_per_batch(task_types[name], recipe.train.batch_size)
-        whole, tail = divmod(dataset["members"][index]["in_bag"], size)
-        kept = recipe.train.tail == "keep" and tail >= SMALLEST_TAIL
-        steps += whole + kept
-        rows += whole * size + kept * tail
-    return rows, steps
+    """(rows, steps) of a member's epoch, as the schedule cuts its bag into batches."""
+    rules = dataset_rules(ledger.read_json(keys.tokens, "datasets.json"))
+    smallest = SMALLEST_TAIL if recipe.train.tail == "keep" else None
+    drawn = {name: dataset["members"][index]["drawn"] for name, dataset in counts["datasets"].items()}
+    return epoch_size(Schedule(recipe.train.schedule, recipe.train.batch_size, smallest, rules), drawn)
 
 
 def _member_cost(

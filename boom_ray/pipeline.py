@@ -149,14 +149,16 @@ def _tokens(run: _Run) -> None:
 
 def _bags(run: _Run) -> None:
     keys, recipe = run.keys, run.recipe
-    if not _stage(run, keys.bags, f"bags: {', '.join(f'{r:.0%}' for r in recipe.bags.ratios)} of every dataset"):
+    if not _stage(run, keys.bags, f"bags: {', '.join(rule.label for rule in keys.rules)}"):
         return
     from boom_ray.data.bagging import draw
     from boom_ray.data.membership import corpus_rows, counts
+    from boom_ray.data.rules import dataset_rules
 
     rows = corpus_rows(run.path(keys.tokens))
     dev = (recipe.corpus.dev.fraction, recipe.corpus.dev.min_rows)
-    drawn = draw(rows, recipe.bags.ratios, recipe.bags.nested, dev, recipe.seed)
+    rules = dataset_rules(run.ledger.read_json(keys.tokens, "datasets.json"))
+    drawn = draw(rows, keys.rules, dev, recipe.seed, {name: rule.weight for name, rule in rules.items()})
     with run.ledger.stage(keys.bags) as stage:
         (stage.path / "draw.json").write_text(json.dumps(drawn.to_json(), indent=1))
         (stage.path / "counts.json").write_text(json.dumps(counts(rows, drawn), indent=1))
@@ -187,7 +189,7 @@ def _members(run: _Run) -> None:
     placements, room = place_members(run.recipe, run.ledger, work, node_resources())
     shape = ", ".join(f"{p.name} on {p.width}" for p in placements)
     run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {room.slots} worker slots")
-    watched = [(work[p.name][0], f"{work[p.name][0].meta['ratio']:.0%}") for p in placements]
+    watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in placements]
     with watch(watched) as watcher:
         train_ensemble(run.ledger, work, placements, room, watcher.tick)
 
@@ -242,7 +244,7 @@ def _final(run: _Run) -> None:
 
 def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:
     """(weights, scale) of one of the merges in the table."""
-    ratios = recipe.bags.ratios
+    ratios = [rule.ratio for rule in keys.rules]
     if name == "ratio":
         return ratios, 1.0
     if name == "uniform":

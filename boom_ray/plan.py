@@ -12,26 +12,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from boom_ray.config import Recipe
+from boom_ray.data.bag_rules import BagRule, bag_rules
 from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, identity
 
 # Raise a number when a step's output changes meaning: artifacts of older code are then made again, not mixed in.
-_VERSIONS = {"corpus": 1, "start": 1, "tokens": 1, "bags": 1, "base": 1, "members": 1, "search": 1, "scores": 1}
+_VERSIONS = {"corpus": 1, "start": 1, "tokens": 1, "bags": 2, "base": 2, "members": 2, "search": 1, "scores": 1}
 MERGES = ("ratio", "uniform", "searched")
 
 
 @dataclass(frozen=True)
 class World:
-    """Digests of what a recipe points at: sources, base checkpoint, evaluation sets."""
+    """Digests of what a recipe points at: sources, base checkpoint, evaluation sets.
+
+    ``datasets``: (name, task type) of the corpus, where the number of members follows from them, else empty.
+    """
 
     sources: tuple[Any, ...]
     base: str | None
     sets: tuple[Any, ...]
+    datasets: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The artifacts of a run."""
+    """The artifacts of a run, and the rule of each member's bag."""
 
     corpus: Key
     start: Key
@@ -44,6 +49,7 @@ class Keys:
     merges: Mapping[str, Key]
     scores: Mapping[str, Key]
     published: Key
+    rules: tuple[BagRule, ...]
 
     @property
     def models(self) -> dict[str, Key]:
@@ -92,6 +98,7 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
     dev_settings = [dump["corpus"]["dev"], recipe.seed]
     bags = key("bags", recipe.name, dev_settings, dump["bags"], corpus.identity)
     base = _base_key(recipe, dump, start, tokens, dev_settings, key)
+    rules = bag_rules(recipe.bags, world.datasets)
     members = tuple(
         key(
             "members",
@@ -100,10 +107,10 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
             base.identity,
             tokens.identity,
             dev_settings,
-            [ratio, recipe.bags.nested, i],
+            [i, *rule.identity()],
             recipe.seed,
         )
-        for i, ratio in enumerate(recipe.bags.ratios)
+        for i, rule in enumerate(rules)
     )
     ensemble = [m.identity for m in members]
     merge_settings = [dump["merge"]["method"], dump["merge"]["task_vectors"], dump["merge"]["shard_size"]]
@@ -113,7 +120,7 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
         "search", recipe.name, search_settings, merge_settings, ensemble, recipe.seed, recipe.train.temperature
     )
     merges = {
-        "ratio": key("merges", "ratio", merge_settings, ensemble, list(recipe.bags.ratios)),
+        "ratio": key("merges", "ratio", merge_settings, ensemble, [rule.ratio for rule in rules]),
         "uniform": key("merges", "uniform", merge_settings, ensemble),
         "searched": key("merges", "searched", merge_settings, search.identity),
     }
@@ -123,7 +130,7 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
     scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
     chosen = merges[recipe.merge.weights]
     published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])
-    return Keys(corpus, start, tokens, bags, base, members, grams, search, merges, scores, published)
+    return Keys(corpus, start, tokens, bags, base, members, grams, search, merges, scores, published, rules)
 
 
 def _base_key(

@@ -86,7 +86,8 @@ def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Ke
         raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
     recipe = load_recipe(root / "recipe.yaml", overrides)
     raw = json.loads((root / "world.json").read_text())
-    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]))
+    datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
+    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets)
     return recipe, Ledger(root), derive_keys(recipe, world)
 
 
@@ -130,7 +131,16 @@ def look(recipe: Recipe) -> World:
         else:
             seen.append(python_environment.fingerprint(source))
     sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
-    return World(tuple(seen), _base_digest(recipe), tuple([s.name, s.digest] for s in sets))
+    return World(tuple(seen), _base_digest(recipe), tuple([s.name, s.digest] for s in sets), _datasets(recipe))
+
+
+def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """The corpus' datasets, where the number of members follows from them."""
+    if recipe.bags.kind not in ("dataset", "task_type"):
+        return ()
+    from boom_ray.data.dataset_names import datasets_of
+
+    return datasets_of(recipe.corpus)
 
 
 def _base_digest(recipe: Recipe) -> str | None:

@@ -1,18 +1,24 @@
-"""Bags: which rows a member sees, as a pure function of (row id, seed, threshold).
+"""Bags: which rows a member sees and how often, as a pure function of (row id, seed, what was frozen).
 
-A row is in a bag when the hash of its id and the bag's seed is at most a threshold. The threshold that gives exactly
+Subset: a row is in when the hash of its id and the bag's seed is at most a threshold. The threshold that gives exactly
 the wanted share of each dataset is computed once, when the bag is drawn, and then frozen: rows that arrive later meet
-the same threshold, so no old row ever changes its place. Dev rows are chosen the same way first and are in no bag.
+the same threshold, so no old row ever changes its place. Poisson bootstrap: the hash decides how often a row is in, at
+a frozen rate. Multinomial bootstrap: an exact number of draws over the rows that there are. Dev rows are chosen first,
+as a subset is, and are in no bag.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
+from boom_ray.config import BoomError
+from boom_ray.data.bag_rules import BagKind, BagRule, check_rules, shares
 
 _ALL = 2**64 - 1
 _NONE = -1
@@ -56,13 +62,42 @@ def under(hashes: np.ndarray, limit: int) -> np.ndarray:
     return hashes <= np.uint64(limit)
 
 
+def poisson_counts(hashes: np.ndarray, rate: float) -> np.ndarray:
+    """int64 [n]: the Poisson(rate) quantile of each hash, read as a uniform number; depends on nothing else."""
+    if rate <= 0:
+        return np.zeros(len(hashes), dtype=np.int64)
+    most = math.ceil(rate + 12 * math.sqrt(rate) + 30)  # beyond lies less than 2 ** -64
+    terms = [math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(most)]
+    limits = [min(_ALL, int(min(total, 1.0) * 2.0**64)) for total in np.cumsum(terms).tolist()]
+    return np.searchsorted(np.array(limits, dtype=np.uint64), hashes, side="right").astype(np.int64)
+
+
+def multinomial_counts(hashes: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """int64 [n], sum ``draws``: uniform draws with replacement; row order does not matter, hashes decide places."""
+    if not len(hashes):
+        return np.zeros(0, dtype=np.int64)
+    counts = np.zeros(len(hashes), dtype=np.int64)
+    drawn = np.random.default_rng(seed).integers(0, len(hashes), draws)
+    counts[np.argsort(hashes, kind="stable")] = np.bincount(drawn, minlength=len(hashes))
+    return counts
+
+
 @dataclass(frozen=True)
 class Bag:
-    """One member's bag: ``thresholds`` by dataset name, frozen in the ledger."""
+    """One member's bag, frozen in the ledger.
 
+    Attributes:
+        shares: drawn rows / training rows, by dataset; the rate of a Poisson bootstrap.
+        limits: by dataset: a subset's threshold, a multinomial's number of draws; 0 for Poisson.
+        sizes: training rows that it was drawn from.
+    """
+
+    kind: BagKind
     ratio: float
     seed: int
-    thresholds: Mapping[str, int]
+    shares: Mapping[str, float]
+    limits: Mapping[str, int]
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -74,13 +109,13 @@ class Draw:
     bags: tuple[Bag, ...]
 
     def to_json(self) -> dict[str, Any]:
-        bags = [{"ratio": b.ratio, "seed": b.seed, "thresholds": dict(b.thresholds)} for b in self.bags]
+        bags = [asdict(bag) for bag in self.bags]
         return {"dev_seed": self.dev_seed, "dev": {k: list(v) for k, v in self.dev.items()}, "bags": bags}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Draw:
         dev = {name: (int(a), int(whole)) for name, (a, whole) in raw["dev"].items()}
-        return cls(raw["dev_seed"], dev, tuple(Bag(b["ratio"], b["seed"], b["thresholds"]) for b in raw["bags"]))
+        return cls(raw["dev_seed"], dev, tuple(Bag(**bag) for bag in raw["bags"]))
 
 
 @dataclass(frozen=True)
@@ -100,24 +135,54 @@ def dev_count(rows: int, fraction: float, min_rows: int) -> int:
     return min(max(round(fraction * rows), min_rows), rows // 2)
 
 
-def draw(rows: Rows, ratios: tuple[float, ...], nested: bool, dev: tuple[float, int], seed: int) -> Draw:
-    """Draw dev rows (``dev`` = fraction, minimum) and one bag per ratio, exact for every dataset of ``rows``."""
+def draw(
+    rows: Rows,
+    rules: Sequence[BagRule],
+    dev: tuple[float, int],
+    seed: int,
+    weights: Mapping[str, float] | None = None,
+) -> Draw:
+    """Draw dev rows (``dev`` = fraction, minimum) and one bag per rule.
+
+    Args:
+        weights: factors on the shares of datasets that their sources bring.
+
+    Raises:
+        BoomError: a dataset is in no bag, or a rule names one that is not in the corpus.
+    """
+    check_rules(rules, rows.names)
     dev_seed = derive_seed(seed, "dev")
     dev_limits: dict[str, tuple[int, int]] = {}
-    bag_seeds = [derive_seed(seed, "bag", 0 if nested else member) for member in range(len(ratios))]
-    limits: list[dict[str, int]] = [{} for _ in ratios]
+    train: dict[str, np.ndarray] = {}
     for index, name in enumerate(rows.names):
         ids = rows.ids[rows.of(index)]
         hashes = membership_hash(ids, dev_seed)
         held_out = dev_count(len(ids), *dev)
         # an empty dev set stays empty for later rows, a whole one is impossible: dev_count is at most half
         dev_limits[name] = (threshold(hashes, held_out // 2), threshold(hashes, held_out))
-        train = ids[~under(hashes, dev_limits[name][1])]
-        for member, ratio in enumerate(ratios):
-            count = round(ratio * len(train))
-            limits[member][name] = threshold(membership_hash(train, bag_seeds[member]), count)
-    bags = tuple(Bag(r, s, t) for r, s, t in zip(ratios, bag_seeds, limits, strict=True))
-    return Draw(dev_seed, dev_limits, bags)
+        train[name] = ids[~under(hashes, dev_limits[name][1])]
+    bags = (_draw_bag(rule, train, derive_seed(seed, "bag", rule.stream), weights or {}) for rule in rules)
+    return Draw(dev_seed, dev_limits, tuple(bags))
+
+
+def _draw_bag(rule: BagRule, train: Mapping[str, np.ndarray], seed: int, weights: Mapping[str, float]) -> Bag:
+    sizes = {name: len(ids) for name, ids in train.items() if rule.holds(name)}
+    parts = shares(rule, sizes, weights)
+    counts = {name: round(parts[name] * size) for name, size in sizes.items()}
+    limits = dict.fromkeys(sizes, 0) if rule.kind == "poisson" else counts
+    if rule.kind == "subset":
+        limits = {name: threshold(membership_hash(train[name], seed), count) for name, count in counts.items()}
+    return Bag(rule.kind, rule.ratio, seed, parts, limits, sizes)
+
+
+def training_rows(rows: Rows, drawn: Draw) -> dict[str, np.ndarray]:
+    """Row numbers by dataset, ascending, of all that are no dev rows."""
+    chosen = {}
+    for index, name in enumerate(rows.names):
+        where = rows.of(index)
+        dev = under(membership_hash(rows.ids[where], drawn.dev_seed), drawn.dev.get(name, (_NONE, _NONE))[1])
+        chosen[name] = where[~dev]
+    return chosen
 
 
 def dev_rows(rows: Rows, drawn: Draw, half: str | None = None) -> dict[str, np.ndarray]:
@@ -133,12 +198,33 @@ def dev_rows(rows: Rows, drawn: Draw, half: str | None = None) -> dict[str, np.n
 
 
 def bag_rows(rows: Rows, drawn: Draw, bag: Bag) -> dict[str, np.ndarray]:
-    """Row numbers in a bag by dataset; dev rows are in none."""
-    chosen = {}
-    for index, name in enumerate(rows.names):
-        where = rows.of(index)
-        ids = rows.ids[where]
-        dev = under(membership_hash(ids, drawn.dev_seed), drawn.dev.get(name, (_NONE, _NONE))[1])
-        inside = under(membership_hash(ids, bag.seed), bag.thresholds.get(name, _NONE))
-        chosen[name] = where[inside & ~dev]
-    return chosen
+    """Row numbers in a bag by dataset, ascending; one that was drawn k times stands there k times. Dev rows: never.
+
+    Raises:
+        BoomError: a multinomial bag, and the corpus is not the one that it was drawn from.
+    """
+    train = training_rows(rows, drawn)
+    return {name: np.repeat(where, _counts(rows.ids[where], name, bag)) for name, where in train.items()}
+
+
+def out_of_bag_rows(rows: Rows, drawn: Draw, bag: Bag) -> dict[str, np.ndarray]:
+    """Row numbers by dataset, ascending, of the training rows that a bag does not hold."""
+    train = training_rows(rows, drawn)
+    return {name: where[_counts(rows.ids[where], name, bag) == 0] for name, where in train.items()}
+
+
+def _counts(ids: np.ndarray, name: str, bag: Bag) -> np.ndarray:
+    """How often each training row of a dataset is in a bag; never, where the bag was drawn without that dataset."""
+    if not bag.sizes.get(name):
+        return np.zeros(len(ids), dtype=np.int64)
+    hashes = membership_hash(ids, bag.seed)
+    if bag.kind == "subset":
+        return under(hashes, bag.limits[name]).astype(np.int64)
+    if bag.kind == "poisson":
+        return poisson_counts(hashes, bag.shares[name])
+    if len(ids) != bag.sizes[name]:
+        raise BoomError(
+            f"a multinomial bag was drawn from {bag.sizes[name]} rows of dataset '{name}', which now has {len(ids)}. "
+            f"Set bags.resample to poisson: its counts hold for rows that come later, too."
+        )
+    return multinomial_counts(hashes, bag.limits[name], derive_seed(bag.seed, "multinomial", name))

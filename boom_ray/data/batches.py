@@ -7,13 +7,14 @@ negatives depends on the row's id and not on its neighbours.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.data.bagging import derive_seed
-from boom_ray.data.schedule import Batch
+from boom_ray.data.rules import DatasetRule, dataset_rules
+from boom_ray.data.schedule import Batch, rank_rows
 from boom_ray.data.tokens import TokenRow, TokenStore
 
 
@@ -23,24 +24,31 @@ class TrainBatch:
 
     Attributes:
         step: number of the global step.
-        dataset, task_type: of all rows.
+        dataset: of all rows, or ``mixed``.
         queries: b token sequences.
         candidates: C token sequences; the first b are the rows' positives, hard negatives follow.
         owners: int64 [C], the query whose row brought the candidate.
         query_keys: int64 [b], and candidate_keys: int64 [C]: hashes of the tokens; equal keys are equal texts.
-        scores: float32 [b] of graded sts rows, else None.
+        labels: int64 [b]; rows of equal label are no negatives of each other; 0: no label.
+        datasets: int64 [b], place of the rows' datasets in the corpus; scores of two are not compared.
+        in_batch: bool [b], whether a row is compared with the candidates of other rows.
+        scores: float32 [b], NaN where a row is not graded.
+        row_keys: uint64 [b], the first 8 bytes of the rows' ids.
         global_rows: B.
     """
 
     step: int
     dataset: str
-    task_type: str
     queries: list[np.ndarray]
     candidates: list[np.ndarray]
     owners: np.ndarray
     query_keys: np.ndarray
     candidate_keys: np.ndarray
-    scores: np.ndarray | None
+    labels: np.ndarray
+    datasets: np.ndarray
+    in_batch: np.ndarray
+    scores: np.ndarray
+    row_keys: np.ndarray
     global_rows: int
 
     @property
@@ -60,41 +68,76 @@ class DrawSettings:
     hard_negatives: int
 
 
-def assemble(
-    step: int, dataset: tuple[str, str], rows: Sequence[TokenRow], epoch: int, settings: DrawSettings, global_rows: int
-) -> TrainBatch:
-    """Draw one positive and the hard negatives of every row and lay them out; ``dataset`` is (name, task type)."""
+@dataclass(frozen=True)
+class Slice:
+    """What one worker is to take for one global step: row numbers (int64 [b]) of a batch of ``global_rows``."""
+
+    step: int
+    epoch: int
+    dataset: str
+    rows: np.ndarray
+    global_rows: int
+    in_batch: bool = True
+
+
+def slice_of(batch: Batch, step: int, rank: int = 0, width: int = 1) -> Slice:
+    """A rank's slice of a global batch."""
+    rows = rank_rows(batch.rows, rank, width)
+    return Slice(step, batch.epoch, batch.dataset, rows, len(batch.rows), batch.in_batch)
+
+
+class BatchReader:
+    """Turns slices into batches: the rows of a store, by the rules of their datasets."""
+
+    def __init__(self, store: TokenStore, settings: DrawSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._rules = list(dataset_rules(store.datasets).values())
+
+    def __call__(self, part: Slice) -> TrainBatch:
+        rules = [self._rules[d] for d in self._store.dataset[part.rows].tolist()]
+        return assemble(part, self._store.take(part.rows), rules, self._settings)
+
+
+def assemble(part: Slice, rows: Sequence[TokenRow], rules: Sequence[DatasetRule], settings: DrawSettings) -> TrainBatch:
+    """Draw one positive and the hard negatives of every row and lay them out; ``rules`` are the rows' datasets'."""
     positives, negatives, owners = [], [], list(range(len(rows)))
-    for index, row in enumerate(rows):
-        positive, hard = _draw(row, epoch, settings)
+    for index, (row, rule) in enumerate(zip(rows, rules, strict=True)):
+        positive, hard = _draw(row, _negatives(row, rule, settings), part.epoch, settings.seed)
         positives.append(positive)
         negatives += hard
         owners += [index] * len(hard)
-    scores = np.array([r.score for r in rows], dtype=np.float32)
-    # also for a rank without rows (a tail smaller than the width): all ranks must take the same loss
-    graded = dataset[1] == "sts" and not np.isnan(scores).any()
     return TrainBatch(
-        step=step,
-        dataset=dataset[0],
-        task_type=dataset[1],
+        step=part.step,
+        dataset=part.dataset,
         queries=[r.query for r in rows],
         candidates=positives + negatives,
         owners=np.asarray(owners, dtype=np.int64),
         query_keys=text_keys([r.query for r in rows]),
         candidate_keys=text_keys(positives + negatives),
-        scores=scores if graded else None,
-        global_rows=global_rows,
+        labels=np.array([getattr(r, "label", 0) for r in rows], dtype=np.int64),
+        datasets=np.array([rule.place for rule in rules], dtype=np.int64),
+        in_batch=np.array([part.in_batch and rule.in_batch for rule in rules], dtype=bool),
+        scores=np.array([r.score if q.graded else np.nan for r, q in zip(rows, rules, strict=True)], dtype=np.float32),
+        row_keys=row_keys(np.frombuffer(b"".join(r.id for r in rows), dtype=np.uint8).reshape(-1, 16)),
+        global_rows=part.global_rows,
     )
 
 
-def _draw(row: TokenRow, epoch: int, settings: DrawSettings) -> tuple[np.ndarray, list[np.ndarray]]:
+def _negatives(row: TokenRow, rule: DatasetRule, settings: DrawSettings) -> int:
+    """How many hard negatives a row may bring: a graded one brings none, its loss compares pairs."""
+    if rule.graded and not np.isnan(row.score):
+        return 0
+    return settings.hard_negatives if rule.hard_negatives is None else rule.hard_negatives
+
+
+def _draw(row: TokenRow, most: int, epoch: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
     """Without replacement; a row that has fewer negatives than asked brings those it has."""
-    if len(row.pos) == 1 and len(row.neg) <= settings.hard_negatives:
+    if len(row.pos) == 1 and len(row.neg) <= most:
         return row.pos[0], list(row.neg)
-    rng = np.random.default_rng(derive_seed(settings.seed, "row", row.id.hex(), epoch))
+    rng = np.random.default_rng(derive_seed(seed, "row", row.id.hex(), epoch))
     positive = row.pos[int(rng.integers(len(row.pos)))]
-    chosen = rng.permutation(len(row.neg))[: settings.hard_negatives]
-    return positive, [row.neg[i] for i in chosen]
+    return positive, [row.neg[i] for i in rng.permutation(len(row.neg))[:most]]
 
 
 def text_keys(sequences: Sequence[np.ndarray]) -> np.ndarray:
@@ -103,9 +146,25 @@ def text_keys(sequences: Sequence[np.ndarray]) -> np.ndarray:
     return np.frombuffer(digests, dtype="<i8").astype(np.int64)
 
 
-def local_feed(batches: Sequence[Batch], store: TokenStore, settings: DrawSettings) -> Iterator[TrainBatch]:
-    """The same batches for one process without Ray."""
-    task_types = {d["name"]: d["task_type"] for d in store.datasets}
-    for step, batch in enumerate(batches):
-        rows = store.take(batch.rows)
-        yield assemble(step, (batch.dataset, task_types[batch.dataset]), rows, batch.epoch, settings, len(batch.rows))
+def row_keys(ids: np.ndarray) -> np.ndarray:
+    """uint64 [n]: the first 8 bytes of row ids (uint8 [n, 16])."""
+    return np.ascontiguousarray(ids).view("<u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+
+
+def order_digest(keys: np.ndarray) -> str:
+    """16 hexadecimal digits that name the rows of a global batch, in order, by their ``row_keys``."""
+    return hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=8).hexdigest()
+
+
+def run_digest(digests: Iterable[str]) -> str:
+    """16 hexadecimal digits that name the rows of a whole run, by the digests of its steps."""
+    return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
+
+
+def local_feed(
+    batches: Sequence[Batch], store: TokenStore, settings: DrawSettings, start: int = 0
+) -> Iterator[TrainBatch]:
+    """The same batches for one process without Ray, from step ``start`` on: nothing before it is read."""
+    read = BatchReader(store, settings)
+    for step in range(start, len(batches)):
+        yield read(slice_of(batches[step], step))

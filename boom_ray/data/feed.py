@@ -16,35 +16,41 @@ import ray.data
 from ray.data import ExecutionOptions
 from ray.train import DataConfig
 
-from boom_ray.data.batches import DrawSettings, TrainBatch, assemble
-from boom_ray.data.schedule import Batch, rank_rows
+from boom_ray.data.batches import BatchReader, DrawSettings, Slice, TrainBatch, slice_of
+from boom_ray.data.schedule import Batch
 from boom_ray.data.tokens import TokenStore
 
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset
 
 _STEPS_PER_BLOCK = 4096
+_COLUMNS = {
+    "step": pa.int64(),
+    "epoch": pa.int32(),
+    "dataset": pa.string(),
+    "rows": pa.list_(pa.int64()),
+    "global_rows": pa.int64(),
+    "in_batch": pa.bool_(),
+}
 
 
-def descriptors(batches: Sequence[Batch], rank: int, width: int) -> list[pa.Table]:
-    """One row per global step: step, epoch, dataset, this rank's rows, rows of the batch."""
+def descriptors(batches: Sequence[Batch], rank: int, width: int, start: int = 0) -> list[pa.Table]:
+    """One row per global step from ``start`` on: step, epoch, dataset, this rank's rows, and what a ``Slice`` holds beside."""
     blocks = []
-    for start in range(0, len(batches), _STEPS_PER_BLOCK):
-        part = batches[start : start + _STEPS_PER_BLOCK]
-        columns = {
-            "step": pa.array(range(start, start + len(part)), pa.int64()),
-            "epoch": pa.array([b.epoch for b in part], pa.int32()),
-            "dataset": pa.array([b.dataset for b in part], pa.string()),
-            "rows": pa.array([rank_rows(b.rows, rank, width) for b in part], pa.list_(pa.int64())),
-            "global_rows": pa.array([len(b.rows) for b in part], pa.int64()),
-        }
+    for first in range(start, len(batches), _STEPS_PER_BLOCK):
+        steps = range(first, min(first + _STEPS_PER_BLOCK, len(batches)))
+        part = [slice_of(batches[step], step, rank, width) for step in steps]
+        columns = {name: pa.array([getattr(s, name) for s in part], kind) for name, kind in _COLUMNS.items()}
         blocks.append(pa.table(columns))
-    return blocks
+    return blocks or [pa.table({name: pa.array([], kind) for name, kind in _COLUMNS.items()})]
 
 
-def rank_datasets(batches: Sequence[Batch], width: int) -> dict[str, Dataset]:
-    """``{"rank-0": Dataset, ...}`` for a ``TorchTrainer``; rank r asks for the shard of its own name."""
-    return {shard_name(rank): ray.data.from_arrow(descriptors(batches, rank, width)) for rank in range(width)}
+def rank_datasets(batches: Sequence[Batch], width: int, start: int = 0) -> dict[str, Dataset]:
+    """``{"rank-0": Dataset, ...}`` for a ``TorchTrainer``; rank r asks for the shard of its own name.
+
+    A member that goes on at step ``start`` gets the batches from there on: nothing is replayed.
+    """
+    return {shard_name(rank): ray.data.from_arrow(descriptors(batches, rank, width, start)) for rank in range(width)}
 
 
 def shard_name(rank: int) -> str:
@@ -59,9 +65,7 @@ def rank_data_config() -> DataConfig:
 
 def feed(shard: DataIterator, store: TokenStore, settings: DrawSettings) -> Iterator[TrainBatch]:
     """This rank's part of every global batch, in order; descriptors are prefetched by Ray Data."""
-    task_types = {d["name"]: d["task_type"] for d in store.datasets}
+    read = BatchReader(store, settings)
     for block in shard.iter_batches(batch_size=64, batch_format="pyarrow", prefetch_batches=2):
         for step in block.to_pylist():
-            rows = store.take(np.asarray(step["rows"], dtype=np.int64))
-            dataset = (step["dataset"], task_types[step["dataset"]])
-            yield assemble(step["step"], dataset, rows, step["epoch"], settings, step["global_rows"])
+            yield read(Slice(**{**step, "rows": np.asarray(step["rows"], dtype=np.int64)}))

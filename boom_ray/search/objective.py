@@ -15,9 +15,10 @@ import torch
 
 from boom_ray.config import BoomError
 from boom_ray.data.bagging import Draw, Rows, dev_rows, membership_hash
-from boom_ray.data.batches import DrawSettings, TrainBatch, assemble
+from boom_ray.data.batches import BatchReader, DrawSettings, Slice, TrainBatch
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import embed
+from boom_ray.train.gather import gather_rows
 from boom_ray.train.loop import batch_loss
 
 Losses = dict[str, float]
@@ -30,16 +31,14 @@ def dev_batches(tokens: Path, drawn: Draw, half: str, max_rows: int, settings: D
         BoomError: no dataset has two dev rows, so there is nothing to judge by.
     """
     store = TokenStore(tokens)
-    names = tuple(d["name"] for d in store.datasets)
+    read = BatchReader(store, settings)
+    every = Rows(store.ids, store.dataset, tuple(d["name"] for d in store.datasets))
     batches = []
-    for entry, (name, found) in zip(
-        store.datasets, dev_rows(Rows(store.ids, store.dataset, names), drawn, half).items(), strict=True
-    ):
+    for name, found in dev_rows(every, drawn, half).items():
         order = np.argsort(membership_hash(store.ids[found], drawn.dev_seed), kind="stable")
         rows = np.sort(found[order[:max_rows]])
         if len(rows) >= 2:
-            taken = store.take(rows)
-            batches.append(assemble(0, (name, entry["task_type"]), taken, 0, settings, len(rows)))
+            batches.append(read(Slice(0, 0, name, rows, len(rows))))
     if not batches:
         raise BoomError("no dataset has dev rows to judge merges by: raise corpus.dev.fraction or corpus.dev.min_rows.")
     return batches
@@ -54,7 +53,7 @@ def dev_losses(
     losses = {}
     for batch in batches:
         vectors = embed(model, batch.queries + batch.candidates, pooling, pad_id, 16384)
-        losses[batch.dataset] = float(batch_loss(vectors, batch, temperature))
+        losses[batch.dataset] = float(batch_loss(vectors, gather_rows(batch), temperature))
     return losses
 
 

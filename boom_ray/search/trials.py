@@ -87,7 +87,7 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
         BoomError: every trial failed.
     """
     settings = recipe.search
-    members = len(recipe.bags.ratios)
+    members = len(keys.members)
     spec = TrialSpec(
         merge=merge_spec(ledger, keys, recipe),
         tokens=ledger.path(keys.tokens).resolve(),
@@ -98,7 +98,7 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
         threads=recipe.resources.cpus_per_worker,
     )
     searcher = RoundSearch(
-        members, settings.scale, settings.round, derive_seed(recipe.seed, "search") % 2**32, _baselines(recipe)
+        members, settings.scale, settings.round, derive_seed(recipe.seed, "search") % 2**32, _baselines(recipe, keys)
     )
     trainable = tune.with_resources(tune.with_parameters(MergeTrial, spec=spec), {"cpu": spec.threads})
     tuner = tune.Tuner(
@@ -122,9 +122,9 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
     return {name: best[name] for name in ("number", "weights", "scale", "value")}
 
 
-def _baselines(recipe: Recipe) -> list[dict[str, float]]:
+def _baselines(recipe: Recipe, keys: Keys) -> list[dict[str, float]]:
     """The closed-form merges first: the search can then only find something better on its half."""
-    ratios = recipe.bags.ratios
+    ratios = [rule.ratio for rule in keys.rules]
     low, high = recipe.search.scale
     scale = min(max(1.0, low), high)
     points = [list(ratios), [1.0] * len(ratios)]

@@ -15,13 +15,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from boom_ray.config import BoomError, Train
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import TrainBatch
 from boom_ray.encoder import embed
-from boom_ray.train.losses import NO_IN_BATCH, allowed_candidates, cosent, info_nce
+from boom_ray.train.gather import GlobalRows, gather, gather_rows, rank, world
+from boom_ray.train.losses import allowed_candidates, cosent, info_nce, not_above_positive
 
 
 class Engine(Protocol):
@@ -50,7 +50,7 @@ class LoopSettings:
 @dataclass(frozen=True)
 class StepRecord:
     """One global step as it is logged: loss before the update, rows of all ranks, texts and tokens of this one, seconds
-    since the last step ended."""
+    since the last step ended. ``digest`` names the global batch's rows in their order, for any number of ranks."""
 
     step: int
     dataset: str
@@ -61,6 +61,7 @@ class StepRecord:
     texts: int
     tokens: int
     seconds: float
+    digest: str
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -82,10 +83,11 @@ def train(
     engine.model.train()
     last = time.monotonic()
     for batch in batches:
-        torch.manual_seed(derive_seed(settings.seed, "dropout", batch.step, _rank()))
-        loss = global_loss(engine.model, batch, settings)
+        torch.manual_seed(derive_seed(settings.seed, "dropout", batch.step, rank()))
+        rows = gather_rows(batch)
+        loss = global_loss(engine.model, batch, rows, settings)
         rate = learning_rate(batch.step, settings.steps, settings.train.learning_rate, settings.train.warmup_ratio)
-        grad_norm = engine.step(loss * _world(), rate)
+        grad_norm = engine.step(loss * world(), rate)
         value = float(loss.detach())
         if not (math.isfinite(value) and math.isfinite(grad_norm)):
             raise BoomError(
@@ -93,84 +95,50 @@ def train(
                 f"{grad_norm}. Lower train.learning_rate or raise train.temperature, or train in float32."
             )
         now = time.monotonic()
-        record = StepRecord(
-            batch.step, batch.dataset, value, grad_norm, rate, batch.global_rows, batch.texts, batch.tokens, now - last
-        )
-        on_step(record)
+        sizes = (batch.global_rows, batch.texts, batch.tokens)
+        on_step(StepRecord(batch.step, batch.dataset, value, grad_norm, rate, *sizes, now - last, rows.digest))
         last = now
 
 
-def global_loss(model: torch.nn.Module, batch: TrainBatch, settings: LoopSettings) -> torch.Tensor:
+def global_loss(model: torch.nn.Module, batch: TrainBatch, rows: GlobalRows, settings: LoopSettings) -> torch.Tensor:
     """The loss of the global batch; gradients flow into this rank's embeddings only."""
-    vectors = embed(
-        model, batch.queries + batch.candidates, settings.pooling, settings.pad_id, settings.train.chunk_tokens
-    )
-    return batch_loss(vectors, batch, settings.train.temperature)
+    train = settings.train
+    vectors = embed(model, batch.queries + batch.candidates, settings.pooling, settings.pad_id, train.chunk_tokens)
+    return batch_loss(vectors, rows, train.temperature, train.false_negative_margin)
 
 
-def batch_loss(vectors: torch.Tensor, batch: TrainBatch, temperature: float) -> torch.Tensor:
-    """Loss of a batch whose local embeddings [b + C, D] stand in the order queries, candidates."""
-    size = len(batch.queries)
-    queries, positives, negatives = vectors[:size], vectors[size : 2 * size], vectors[2 * size :]
-    queries, positives = _gather(queries), _gather(positives)
-    if batch.scores is not None:
-        return cosent(queries, positives, _gather_array(batch.scores, vectors), temperature)
-    offset = _offset(size)
-    candidates = torch.cat([positives, _gather(negatives)])
-    owners = [np.arange(len(positives)), _gather_numpy(batch.owners[size:] + offset)]
-    keys = [_gather_numpy(batch.candidate_keys[:size]), _gather_numpy(batch.candidate_keys[size:])]
-    allowed = allowed_candidates(
-        torch.from_numpy(np.concatenate(owners)).to(vectors.device),
-        torch.from_numpy(_gather_numpy(batch.query_keys)).to(vectors.device),
-        torch.from_numpy(np.concatenate(keys)).to(vectors.device),
-        in_batch=batch.task_type not in NO_IN_BATCH,
-    )
-    return info_nce(queries, candidates, allowed, temperature)
+def batch_loss(
+    vectors: torch.Tensor, rows: GlobalRows, temperature: float, margin: float | None = None
+) -> torch.Tensor:
+    """Loss of a batch whose local embeddings [b + C, D] stand in the order queries, candidates.
+
+    CoSENT over the rows that are graded, InfoNCE over the others with the candidates that these bring; a batch of both
+    has the mean over its rows.
+    """
+    size, device = rows.counts[rank()], vectors.device
+    queries, positives = gather(vectors[:size]), gather(vectors[size : 2 * size])
+    graded = ~np.isnan(rows.scores)
+    value = vectors.new_zeros(())
+    if graded.any():
+        here = torch.from_numpy(graded).to(device)
+        scores, datasets = (torch.from_numpy(column[graded]).to(device) for column in (rows.scores, rows.datasets))
+        loss = cosent(queries[here], positives[here], scores, datasets, temperature)
+        value = value + loss * (graded.sum() / len(graded))
+    if not graded.all():
+        here = torch.from_numpy(~graded).to(device)
+        candidates = torch.cat([positives[here], gather(vectors[2 * size :])])
+        allowed = _allowed(rows, ~graded, device)
+        if margin is not None:
+            allowed &= not_above_positive(queries[here], candidates, margin)
+        loss = info_nce(queries[here], candidates, allowed, temperature)
+        value = value + loss * ((~graded).sum() / len(graded))
+    return value
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _sizes(size: int, device: torch.device) -> list[int]:
-    mine = torch.tensor([size], device=device)
-    sizes = [torch.zeros_like(mine) for _ in range(_world())]
-    dist.all_gather(sizes, mine)
-    return [int(s) for s in sizes]
-
-
-def _offset(size: int) -> int:
-    """Rows on the ranks before this one."""
-    if _world() == 1:
-        return 0
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    return sum(_sizes(size, device)[: _rank()])
-
-
-def _gather(local: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, [sum of sizes, D], in rank order; only this rank's rows carry a gradient."""
-    if _world() == 1:
-        return local
-    sizes = _sizes(len(local), local.device)
-    padded = local.new_zeros((max(sizes), *local.shape[1:]))
-    padded[: len(local)] = local.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    rows = [part[:size] for part, size in zip(parts, sizes, strict=True)]
-    rows[_rank()] = local
-    return torch.cat(rows)
-
-
-def _gather_array(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return _gather(torch.from_numpy(array).to(like.device))
-
-
-def _gather_numpy(array: np.ndarray) -> np.ndarray:
-    if _world() == 1:
-        return array
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    return _gather(torch.from_numpy(np.ascontiguousarray(array)).to(device)).cpu().numpy()
+def _allowed(rows: GlobalRows, here: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Boolean: which candidates each of the rows ``here`` is compared with; all hard negatives belong to these rows."""
+    place = np.cumsum(here) - 1
+    owners = np.concatenate([np.arange(here.sum()), place[rows.owners]])
+    candidate_keys = np.concatenate([rows.positive_keys[here], rows.negative_keys])
+    columns = (owners, rows.query_keys[here], candidate_keys, rows.in_batch[here], rows.labels[here])
+    return allowed_candidates(*(torch.from_numpy(column).to(device) for column in columns))

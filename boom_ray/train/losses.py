@@ -7,33 +7,46 @@ from __future__ import annotations
 
 import torch
 
-NO_IN_BATCH = ("classification", "clustering")  # a batch holds rows of one class more than once (boom.md 1.3)
-
 
 def allowed_candidates(
-    owners: torch.Tensor, query_keys: torch.Tensor, candidate_keys: torch.Tensor, in_batch: bool
+    owners: torch.Tensor,
+    query_keys: torch.Tensor,
+    candidate_keys: torch.Tensor,
+    in_batch: torch.Tensor,
+    labels: torch.Tensor,
 ) -> torch.Tensor:
     """Boolean [B, C]: which candidates a query is compared with.
 
-    Candidate i < B is the positive of query i and always allowed. With ``in_batch`` false a query sees its own
-    candidates only. A candidate whose text equals the query's positive, or the query itself, is a false negative and
-    is masked.
+    Candidate i < B is the positive of query i and always allowed. A query whose ``in_batch`` is false sees its own
+    candidates only. Masked as false negatives are: a candidate whose text equals the query's positive or the query
+    itself, and one whose text is the query or the positive of a row of the same label.
 
     Args:
         owners: [C] query that brought each candidate.
         query_keys: [B], candidate_keys: [C]: hashes of the texts.
+        in_batch: boolean [B].
+        labels: [B]; 0: none.
     """
     size = len(query_keys)
     queries = torch.arange(size, device=owners.device)
-    positive_keys = candidate_keys[:size]
-    false_negative = (candidate_keys[None, :] == positive_keys[:, None]) | (
-        candidate_keys[None, :] == query_keys[:, None]
-    )
-    allowed = ~false_negative
-    if not in_batch:
-        allowed &= owners[None, :] == queries[:, None]
+    is_query = candidate_keys[None, :] == query_keys[:, None]
+    is_text_of = (candidate_keys[None, :] == candidate_keys[:size, None]) | is_query  # [row, candidate]
+    allowed = ~is_text_of & (in_batch[:, None] | (owners[None, :] == queries[:, None]))
+    if (labels != 0).any():
+        alike = (labels[:, None] == labels[None, :]) & (labels != 0)[:, None]
+        allowed &= (alike.float() @ is_text_of.float()) == 0
     allowed[queries, queries] = True
     return allowed
+
+
+def not_above_positive(queries: torch.Tensor, candidates: torch.Tensor, margin: float) -> torch.Tensor:
+    """Boolean [B, C]: candidates whose cosine is above that of the query's positive by at most ``margin``.
+
+    What is above it is taken for a false negative. The comparison carries no gradient.
+    """
+    with torch.no_grad():
+        cosine = queries @ candidates.T
+        return cosine <= cosine.diagonal()[:, None] + margin
 
 
 def info_nce(
@@ -49,15 +62,19 @@ def info_nce(
     return torch.nn.functional.cross_entropy(logits, torch.arange(len(queries), device=queries.device))
 
 
-def cosent(left: torch.Tensor, right: torch.Tensor, scores: torch.Tensor, temperature: float) -> torch.Tensor:
+def cosent(
+    left: torch.Tensor, right: torch.Tensor, scores: torch.Tensor, datasets: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """CoSENT for graded pairs: log(1 + sum over score_i > score_j of exp((cos_j - cos_i) / temperature)).
 
-    A smooth count of the pairs of pairs that stand in the wrong order (Su 2022; kexue.fm/archives/8847).
+    A smooth count of the pairs of pairs that stand in the wrong order (Su 2022; kexue.fm/archives/8847). Scores of two
+    datasets have two scales: they are never compared.
 
     Args:
-        left, right: [B, D] unit vectors; scores: [B].
+        left, right: [B, D] unit vectors; scores, datasets: [B].
     """
     cosine = (left * right).sum(-1) / temperature
     wrong = cosine[None, :] - cosine[:, None]
-    wrong = wrong.masked_fill(scores[:, None] <= scores[None, :], float("-inf"))
+    above = (scores[:, None] > scores[None, :]) & (datasets[:, None] == datasets[None, :])
+    wrong = wrong.masked_fill(~above, float("-inf"))
     return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong.flatten()]), dim=0)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from boom_ray.config import Train
-from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
+from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed, run_digest
 from boom_ray.data.schedule import Batch
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
@@ -122,7 +122,8 @@ class StepLog:
             self._stream.flush()
 
     def summary(self) -> dict[str, Any]:
-        """Loss curve (evenly thinned), rows, texts and tokens of this rank, and the times of start and end."""
+        """Loss curve (evenly thinned), rows, texts and tokens of this rank, times of start and end, and ``order``: a
+        digest of the rows of all steps."""
         every = max(1, len(self.records) // _LOGGED_POINTS)
         return {
             "started": self.started,
@@ -131,5 +132,6 @@ class StepLog:
             "rows": sum(r.rows for r in self.records),
             "texts": sum(r.texts for r in self.records),
             "tokens": sum(r.tokens for r in self.records),
+            "order": run_digest(r.digest for r in self.records),
             "losses": [[r.step, round(r.loss, 5)] for r in self.records[::every]],
         }

@@ -6,33 +6,37 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from boom_ray.config import Recipe, Train
-from boom_ray.data.bagging import Draw, Rows, bag_rows, derive_seed, dev_rows
+from boom_ray.config import BoomError, Recipe, Train
+from boom_ray.data.accounts import member_account
+from boom_ray.data.bagging import Draw, Rows, bag_rows, derive_seed, training_rows
 from boom_ray.data.membership import corpus_rows
-from boom_ray.data.schedule import SMALLEST_TAIL, Batch, Plan, rows_per_batch, whole_run
+from boom_ray.data.rules import dataset_rules
+from boom_ray.data.schedule import SMALLEST_TAIL, Batch, Plan, Schedule, whole_run
 from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys, member_seed
 from boom_ray.resources import Job, Placement, bundle, place, slots
 from boom_ray.train.ensemble import Room, frozen_width
 from boom_ray.train.member import MemberTask
 
+_ENDLESS = 1000  # passes of a warm-up: its number of steps ends it
+
 Work = tuple[MemberTask, tuple[Batch, ...]]
 
 
 def member_work(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Work:
     """One member's task and batches, as its bag, schedule and seed say."""
-    drawn = Draw.from_json(ledger.read_json(keys.bags, "draw.json"))
-    bag = bag_rows(_rows(ledger.path(keys.tokens)), drawn, drawn.bags[index])
+    rows, drawn = _rows(ledger.path(keys.tokens)), read_draw(ledger, keys)
+    plan = member_plan(recipe, ledger, keys, index)
     seed = member_seed(recipe, index)
-    plan = schedule(recipe.train, task_types(ledger, keys), bag, seed)
-    ratio = recipe.bags.ratios[index]
+    accounts = member_account(ledger.read_json(keys.corpus, "counts.json"), rows, drawn, drawn.bags[index], plan)
+    in_bag = {name: sum(account[place] for place in ("used", "tail", "cut")) for name, account in accounts.items()}
     meta = {
-        "ratio": ratio,
+        "ratio": keys.rules[index].ratio,
+        "bag": keys.rules[index].label,
         "seed": seed,
-        "per_dataset": {name: len(rows) for name, rows in bag.items()},
+        "per_dataset": {name: in_bag[name] for name in rows.names},
         "tail": dict(plan.dropped),
+        "accounts": accounts,
     }
     task = MemberTask(
         name=f"member-{index}",
@@ -49,19 +53,38 @@ def member_work(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Work:
     return task, plan.batches
 
 
+def member_plan(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Plan:
+    """One member's global batches of all its passes.
+
+    Raises:
+        BoomError: they hold not one row.
+    """
+    drawn = read_draw(ledger, keys)
+    bag = bag_rows(_rows(ledger.path(keys.tokens)), drawn, drawn.bags[index])
+    plan = whole_run(
+        bag,
+        schedule(recipe.train, ledger, keys),
+        member_seed(recipe, index),
+        recipe.train.epochs,
+        recipe.train.max_steps,
+    )
+    if not plan.batches:
+        raise BoomError(
+            f"member-{index} ({keys.rules[index].label}) has nothing to learn from: its bag holds "
+            f"{sum(map(len, bag.values()))} rows, which make no batch. Raise its ratio, lower train.batch_size, or set "
+            f"train.tail to keep."
+        )
+    return plan
+
+
 def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
     """The warm-up of a built base: a short run over all training rows, in one process."""
     build = recipe.base.build
     assert build is not None  # only a built base is warmed up
-    drawn = Draw.from_json(ledger.read_json(keys.bags, "draw.json"))
-    rows = _rows(ledger.path(keys.tokens))
-    dev = dev_rows(rows, drawn)
-    everything = {name: np.setdiff1d(rows.of(i), dev[name]) for i, name in enumerate(rows.names)}
-    train = recipe.train.model_copy(
-        update={"max_steps": build.warm_steps, "learning_rate": build.learning_rate, "epochs": 1000}
-    )
+    everything = training_rows(_rows(ledger.path(keys.tokens)), read_draw(ledger, keys))
+    train = recipe.train.model_copy(update={"max_steps": build.warm_steps, "learning_rate": build.learning_rate})
     seed = derive_seed(recipe.seed, "warm")
-    plan = schedule(train, task_types(ledger, keys), everything, seed)
+    plan = whole_run(everything, schedule(train, ledger, keys), seed, _ENDLESS, build.warm_steps)
     task = MemberTask(
         name="warm base",
         root=str(ledger.root.resolve()),
@@ -76,18 +99,14 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
     return task, plan.batches
 
 
-def schedule(train: Train, types: Mapping[str, str], bag: Mapping[str, np.ndarray], seed: int) -> Plan:
-    """The global batches of a whole run under the recipe's training settings."""
-    sizes = {name: rows_per_batch(types[name], train.batch_size) for name in bag}
-    per_epoch = sum(-(-len(rows) // sizes[name]) for name, rows in bag.items())
-    epochs = (
-        train.epochs if train.max_steps is None else min(train.epochs, -(-train.max_steps // max(1, per_epoch)) + 1)
-    )
-    return whole_run(bag, sizes, SMALLEST_TAIL if train.tail == "keep" else None, seed, epochs, train.max_steps)
+def read_draw(ledger: Ledger, keys: Keys) -> Draw:
+    return Draw.from_json(ledger.read_json(keys.bags, "draw.json"))
 
 
-def task_types(ledger: Ledger, keys: Keys) -> dict[str, str]:
-    return {d["name"]: d["task_type"] for d in ledger.read_json(keys.tokens, "datasets.json")}
+def schedule(train: Train, ledger: Ledger, keys: Keys) -> Schedule:
+    """How rows become batches under the recipe's training settings and the datasets' rules."""
+    rules = dataset_rules(ledger.read_json(keys.tokens, "datasets.json"))
+    return Schedule(train.schedule, train.batch_size, SMALLEST_TAIL if train.tail == "keep" else None, rules)
 
 
 def place_members(
