@@ -65,25 +65,25 @@ def decompressed(raw: IO[bytes], suffix: str) -> Iterator[bytes]:
     Raises:
         Damaged: cut, corrupt, or swelling to more than ``MAX_RATIO`` times its size. What could be read came first.
     """
-    new = _Gzip if suffix == ".gz" else _zstd()
-    given, chunk_at = 0, 0
+    new, failure = _engine(suffix)
+    given, at = 0, 0
     try:
-        for block, chunk_at in _blocks(raw, new, sys.maxsize):
-            given += len(block)
+        for block, start in _blocks(raw, new, sys.maxsize):
+            given, at = given + len(block), start
             yield block
             if given > max(_RATIO_FROM, MAX_RATIO * raw.tell()):
                 raise Damaged(f"the file swells to more than {MAX_RATIO} times its size, which no text does")
-    except (zlib.error, *_zstd_errors(suffix)) as error:
-        yield from _rescued(raw, new, given, chunk_at)
+    except failure as error:
+        yield from _rescued(raw, new, given, at)
         raise Damaged(f"the file is cut or damaged from here on ({error})") from None
 
 
-def _rescued(raw: IO[bytes], new: Callable[[], Any], given: int, chunk_at: int) -> Iterator[bytes]:
+def _rescued(raw: IO[bytes], new: Callable[[], Any], given: int, at: int) -> Iterator[bytes]:
     """What a failing chunk still held beyond the first ``given`` bytes: read once more, at last byte by byte."""
     raw.seek(0)
     seen = 0
     try:
-        for block, _ in _blocks(raw, new, chunk_at):
+        for block, _ in _blocks(raw, new, at):
             seen += len(block)
             if seen > given:
                 yield block[max(len(block) - (seen - given), 0) :]
@@ -135,19 +135,12 @@ class _Gzip:
         return self._zlib.unused_data
 
 
-def _zstd() -> Any:
+def _engine(suffix: str) -> tuple[Callable[[], Any], type[Exception]]:
+    """What makes a decompressor, and what it raises."""
+    if suffix == ".gz":
+        return _Gzip, zlib.error
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    return zstd.ZstdDecompressor
-
-
-def _zstd_errors(suffix: str) -> tuple[type[Exception], ...]:
-    if suffix != ".zst":
-        return ()
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return (zstd.ZstdError,)
+    return zstd.ZstdDecompressor, zstd.ZstdError

@@ -85,7 +85,7 @@ def local_file(path: str | os.PathLike[str]) -> SourceFile:
 
 
 class Rows:
-    """``(line, row)`` of a span, once; lines count from 1 inside the span, ``row`` is a ``BadRow`` where it is unreadable.
+    """``(line, row)`` of a span, once. Lines count from 1 inside the span; ``row`` is a ``BadRow`` where unreadable.
 
     Attributes:
         lines: how many lines have been read so far, blank ones included; after the last row, all of the span.
@@ -125,7 +125,7 @@ def read_rows(file: SourceFile, span: Span = WHOLE) -> Rows:
 
 
 def spans(file: SourceFile, target_bytes: int) -> list[Span]:
-    """Parts of about ``target_bytes`` that hold each row of the file once, in order; one part where it cannot be cut."""
+    """Parts of about ``target_bytes`` that hold each row once, in order; one part of a file that cannot be cut."""
     if file.name.endswith(_TEXT):
         starts = range(0, max(file.size, 1), target_bytes)
         return [Span(s, s + target_bytes if s + target_bytes < file.size else None) for s in starts]

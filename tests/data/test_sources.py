@@ -77,7 +77,10 @@ def test_truncated_gzip_keeps_what_came_before(tmp_path):
 def test_parquet(tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"query": ["a", "b"], "pos": [["x"], ["y", "z"]]}), file)
-    assert list(read_rows(local_file(file))) == [(1, {"query": "a", "pos": ["x"]}), (2, {"query": "b", "pos": ["y", "z"]})]
+    assert list(read_rows(local_file(file))) == [
+        (1, {"query": "a", "pos": ["x"]}),
+        (2, {"query": "b", "pos": ["y", "z"]}),
+    ]
     file.write_bytes(b"PAR1 no PAR1")
     ((line, bad),) = read_rows(local_file(file))
     assert line == 1
