@@ -115,7 +115,7 @@ def assemble(part: Slice, rows: Sequence[TokenRow], rules: Sequence[DatasetRule]
         owners=np.asarray(owners, dtype=np.int64),
         query_keys=text_keys([r.query for r in rows]),
         candidate_keys=text_keys(positives + negatives),
-        labels=np.array([getattr(r, "label", 0) for r in rows], dtype=np.int64),
+        labels=np.array([r.label for r in rows], dtype=np.int64),
         datasets=np.array([rule.place for rule in rules], dtype=np.int64),
         in_batch=np.array([part.in_batch and rule.in_batch for rule in rules], dtype=bool),
         scores=np.array([r.score if q.graded else np.nan for r, q in zip(rows, rules, strict=True)], dtype=np.float32),

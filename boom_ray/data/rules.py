@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-IN_BATCH_NEVER = ("classification", "clustering")  # a batch holds rows of one class more than once (boom.md 1.3)
-SYMMETRIC = ("clustering", "sts")  # both sides are alike: the paper's code halves their batch (boom.md 1.3)
-
 
 @dataclass(frozen=True)
 class DatasetRule:
@@ -33,19 +30,17 @@ class DatasetRule:
 
 
 def dataset_rules(datasets: Sequence[Mapping[str, Any]]) -> dict[str, DatasetRule]:
-    """Rules by dataset, in the order of the corpus. What an entry leaves open follows from its task type."""
+    """Rules by dataset, in the order of the corpus: the entries of ``datasets.json``."""
     return {entry["name"]: _rule(entry, place) for place, entry in enumerate(datasets)}
 
 
 def _rule(entry: Mapping[str, Any], place: int) -> DatasetRule:
-    task_type = entry["task_type"]
-    graded = entry.get("loss", "cosent" if task_type == "sts" else "infonce") == "cosent"
     return DatasetRule(
-        task_type,
-        graded,
-        bool(entry.get("in_batch", task_type not in IN_BATCH_NEVER)),
-        bool(entry.get("symmetric", task_type in SYMMETRIC)),
-        entry.get("hard_negatives"),
-        float(entry.get("weight") or 1.0),
-        place,
+        task_type=entry["task_type"],
+        graded=entry["loss"] == "cosent",
+        in_batch=entry["in_batch"],
+        symmetric=entry["symmetric"],
+        hard_negatives=entry["hard_negatives"],
+        weight=entry["weight"],
+        place=place,
     )
