@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boom_ray.config import Recipe
 from boom_ray.evaluate import sets as eval_sets
@@ -19,6 +21,9 @@ from boom_ray.plan import MERGES, Keys, derive_keys, missing
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
 from boom_ray.runs import list_steps, look, resolve_run_dir
+
+if TYPE_CHECKING:
+    from boom_ray.merging import GramTask
 
 Echo = Callable[[str], None]
 
@@ -110,6 +115,20 @@ def _stage(run: _Run, key: Key, text: str) -> bool:
     return True
 
 
+@contextmanager
+def _scratch(run: _Run, key: Key) -> Iterator[Path]:
+    """Where a stage keeps its finished pieces: deleted when it is committed, found by the next run when it is not.
+
+    Pieces of other artifacts of the kind belong to a recipe that has changed since and are deleted at once.
+    """
+    path = run.ledger.scratch(key.kind, key.name)
+    for other in path.parent.iterdir():
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def _corpus(run: _Run) -> None:
     key = run.keys.corpus
     if not _stage(run, key, "corpus: reading, checking, removing duplicates and evaluation texts"):
@@ -117,8 +136,8 @@ def _corpus(run: _Run) -> None:
     from boom_ray.data.corpus import build_corpus
 
     texts = eval_sets.texts(eval_sets.find_sets(run.recipe.evaluate.sets, None)) if run.recipe.evaluate.sets else ()
-    with run.ledger.stage(key) as stage:
-        counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path)
+    with _scratch(run, key) as scratch, run.ledger.stage(key) as stage:
+        counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path, scratch)
         stage.meta.update(counts=counts, devices="all")
     for name, count in counts.items():
         dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
@@ -142,8 +161,8 @@ def _tokens(run: _Run) -> None:
         return
     from boom_ray.data.corpus import tokenise
 
-    with run.ledger.stage(keys.tokens) as stage:
-        done = tokenise(run.path(keys.corpus), run.path(keys.start), run.recipe.base.max_tokens, stage.path)
+    with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
+        done = tokenise(run.path(keys.corpus), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
         stage.meta.update(done, devices="all")
 
 
@@ -180,6 +199,7 @@ def _members(run: _Run) -> None:
     absent = [i for i, key in enumerate(run.keys.members) if not run.has(key)]
     if not absent:
         return
+    from boom_ray.merging import GrowingGrams
     from boom_ray.progress import watch
     from boom_ray.session import node_resources
     from boom_ray.train.ensemble import train_ensemble
@@ -190,17 +210,24 @@ def _members(run: _Run) -> None:
     shape = ", ".join(f"{p.name} on {p.width}" for p in placements)
     run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {room.slots} worker slots")
     watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in placements]
+    grams = GrowingGrams(_gram_task(run))
     with watch(watched) as watcher:
-        train_ensemble(run.ledger, work, placements, room, watcher.tick)
+        train_ensemble(run.ledger, work, placements, room, watcher.tick, grams.grow)
+    grams.wait()
 
 
 def _grams(run: _Run) -> None:
     if not _stage(run, run.keys.grams, "gram: inner products of all members, tensor by tensor"):
         return
-    from boom_ray import stages
+    from boom_ray.merging import make_grams
 
-    with run.ledger.stage(run.keys.grams) as stage:
-        stages.make_grams([run.path(k) for k in run.keys.members], run.path(run.keys.base), stage.path)
+    make_grams(_gram_task(run))
+
+
+def _gram_task(run: _Run) -> GramTask:
+    from boom_ray.merging import GramTask
+
+    return GramTask(str(run.ledger.root), run.keys.members, run.keys.base, run.keys.grams)
 
 
 def _search(run: _Run) -> None:

@@ -14,6 +14,7 @@ from small_corpus import MAX_TOKENS, SIZES, example
 
 # The models here are tiny: threads that wait for one another cost ten times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # every server of a test's Ray binds to 127.0.0.1
 # A shared machine is slow at times, and CI must not find by chance what nobody can find again.
 hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("boom_ray")
@@ -24,12 +25,14 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Row shards (two) and datasets.json of 160 rows: retrieval, classification, clustering and sts."""
     import pyarrow as pa
 
+    from boom_ray.config import FilesSource
+    from boom_ray.data.datasets import resolve_rules
     from boom_ray.data.parts import ROWS
     from boom_ray.data.schema import row_id
 
     folder, rng = tmp_path_factory.mktemp("small_corpus"), random.Random(5)
-    empty = {"query": "", "passage": ""}
-    datasets = [{"name": n, "task_type": t, "rows": c, "instruction": empty} for n, (t, c) in SIZES.items()]
+    source = FilesSource(path="small.jsonl")
+    datasets = [{"rows": rows, **resolve_rules(name, task, source, rows)} for name, (task, rows) in SIZES.items()]
     (folder / "datasets.json").write_text(json.dumps(datasets))
     rows = []
     for name, (task_type, count) in SIZES.items():
@@ -55,14 +58,14 @@ def small_tokenizer(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def small_tokens(small_corpus: Path, small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the corpus' token shards: open it with ``TokenStore``."""
-    from boom_ray.data.tokens import save_effective_tokenizer, tokenise_shard
+    from boom_ray.data.tokens import TokenJob, save_effective_tokenizer, tokenise_shard
 
     out = tmp_path_factory.mktemp("small_tokens")
     (out / "datasets.json").write_text((small_corpus / "datasets.json").read_text())
-    save_effective_tokenizer(small_tokenizer, MAX_TOKENS, out / "tokenizer.tmp")
+    job = TokenJob(out / "tokenizer.json", out / "datasets.json", out)
+    save_effective_tokenizer(small_tokenizer, MAX_TOKENS, job.tokenizer)
     for shard in sorted(small_corpus.glob("rows-*")):
-        tokenise_shard(shard, out / "tokenizer.tmp", out / "datasets.json", out)
-    (out / "tokenizer.tmp").unlink()
+        tokenise_shard(shard, job)
     return out
 
 

@@ -18,15 +18,16 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("config",),
-    ("recipe", "ledger", "resources", "encoder"),
+    ("recipe", "ledger", "resources", "encoder", "session"),
     ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),
     ("train",),
     ("search",),
     ("report",),
+    ("merging",),
     ("final",),
-    ("stages", "session"),
+    ("stages",),
     ("runs",),
     ("pipeline", "submit", "study"),
     ("bench",),
@@ -35,8 +36,8 @@ ORDER = [
 ]
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
-    "data.corpus", "data.parts", "data.feed", "data.mining", "train.worker", "train.ensemble", "search.trials",
-    "search.rounds", "evaluate.queue", "final", "session", "stages", "submit", "pipeline",
+    "data.corpus", "data.workers", "data.feed", "data.mining", "train.worker", "train.ensemble", "search.trials",
+    "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine"},

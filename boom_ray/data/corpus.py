@@ -1,8 +1,9 @@
 """The corpus: one streaming Ray Data pipeline from sources to row shards, and from row shards to token shards.
 
-Each file is a unit; the worker that reads it validates, names, decontaminates and writes its part to disk. The driver
-only sees counts and 16-byte ids: it drops duplicates, applies the cap and streams the parts into shards. Ray Data never
-decides an order: parts carry their place in the source order. Ray must be initialised by the caller.
+A unit is a span of a file; the worker that reads it validates, names, decontaminates and writes its part to disk. The
+driver only sees counts and 16-byte ids: it decides which rows stay, and workers cut the shards. Ray Data never decides
+an order: parts carry their place in the source order. Finished parts and token shards lie in a scratch folder, where
+the next run of the same recipe finds them. Ray must be initialised by the caller.
 """
 
 from __future__ import annotations
@@ -10,65 +11,80 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from boom_ray.config import BoomError, Corpus, FilesSource, Instruction, PythonEnvironmentSource
-from boom_ray.data import environment_sets, parts, reduce, tokens
-from boom_ray.data.parts import COUNTS, Unit
+from boom_ray.config import BoomError, Corpus, FilesSource, PythonEnvironmentSource
+from boom_ray.data import environment_sets, minhash, quarantine, reduce, tokens
+from boom_ray.data.datasets import agree, resolve_rules
+from boom_ray.data.decontaminate import write_evaluation
+from boom_ray.data.parts import COUNTS, Part, Unit, read_part, write_part
 from boom_ray.data.python_environment import Function, Package, list_packages, read_package
-from boom_ray.data.schema import fold_digest
-from boom_ray.data.sources import resolve
+from boom_ray.data.sources import SourceFile, resolve, spans
+from boom_ray.data.workers import on_workers
 
+SPAN_BYTES = 16 << 20  # of an uncompressed file: a unit of work of some seconds
 _ROWS_PER_FILE = 4000  # of the rows that the Python environment gives, so that workers share them
-_NAMED_BAD_ROWS = 5
-_LEAST_BLOCKS = 32  # tasks, unless there are fewer items: enough to share unequal items evenly
 
 Counts = dict[str, dict[str, int]]
 
 
-def build_corpus(corpus: Corpus, seed: int, evaluation_texts: Iterable[str], out: Path) -> Counts:
+def build_corpus(
+    corpus: Corpus, seed: int, evaluation_texts: Iterable[str], out: Path, scratch: Path | None = None
+) -> Counts:
     """Read, clean and shard all sources of a recipe into the folder ``out``.
 
     Writes rows-NNNNN.arrow, datasets.json, counts.json, quarantine.jsonl and, where the Python environment is a
     source, eval/. Rows that hold one of ``evaluation_texts`` (or a text of eval/) are dropped and counted.
 
+    Args:
+        scratch: where parts are kept while the corpus is made, and finished ones of an earlier call are found again;
+            it belongs to these arguments alone. The caller deletes it. Default: inside ``out``, and deleted.
+
     Returns:
-        ``{dataset: {rows_in, rejected, duplicates, decontaminated, negatives_decontaminated, capped, rows}}``;
-        rows_in is the sum of rejected, decontaminated, duplicates, capped and rows.
+        ``{dataset: {rows_in, rejected, duplicates, near_duplicates, decontaminated, negatives_decontaminated, capped,
+        rows}}``; rows_in is the sum of rejected, decontaminated, duplicates, near_duplicates, capped and rows.
 
     Raises:
         BoomError: a missing or unreadable source, more bad rows than ``max_bad_fraction``, no training rows, or a
-            dataset with two task types or two instructions.
+            dataset with two task types or two sources of different rules.
     """
     out = out.absolute()  # a worker may stand in another folder
-    work = out / "parts"
-    work.mkdir(parents=True)
+    work = scratch.absolute() if scratch else out / "parts"
+    work.mkdir(parents=True, exist_ok=True)
     units, own_texts = _units(corpus, work, out / "eval")
-    digests = sorted({fold_digest(text) for texts in (evaluation_texts, own_texts) for text in texts})
-    (work / "evaluation.bin").write_bytes(b"".join(digests))
-    per_unit = _on_workers(partial(parts.write_part, folder=work), units)
-    counts = _total(per_unit)
-    _write_quarantine(units, work, out / "quarantine.jsonl")
-    _check_bad_rows(counts, corpus.max_bad_fraction, out / "quarantine.jsonl")
-    index = _reduce(corpus, seed, [parts.part_path(work, u.index) for u in units], counts, out)
-    if not any(c["rows"] for c in counts.values()):
-        raise BoomError(_nothing_left(corpus, counts))
-    _write_json(out / "datasets.json", _datasets(index, units, per_unit, counts))
+    _claim(work, units)
+    write_evaluation((t for texts in (evaluation_texts, own_texts) for t in texts), corpus.ngram, work)
+    parts = _write_parts(units, work, corpus.near_duplicates)
+    counts = _total(parts)
+    quarantine.write_quarantine(units, parts, out / "quarantine.jsonl")
+    quarantine.check_bad_rows(counts, corpus.max_bad_fraction, out / "quarantine.jsonl")
+    sources = _sources(units, parts)
+    index, kept = _choose(corpus, seed, parts, sources, counts)
+    if not kept.any():
+        raise quarantine.nothing_left(corpus, counts)
+    on_workers(reduce.write_shard, reduce.plan_shards(parts, kept, work, out))
+    _write_json(out / "datasets.json", _datasets(index, parts, sources, counts))
     _write_json(out / "counts.json", counts)
-    shutil.rmtree(work)
+    if scratch is None:
+        shutil.rmtree(work)
     return counts
 
 
-def tokenise(corpus_dir: Path, tokenizer_dir: Path, max_tokens: int, out: Path) -> dict[str, Any]:
+def tokenise(
+    corpus_dir: Path, tokenizer_dir: Path, max_tokens: int, out: Path, scratch: Path | None = None
+) -> dict[str, Any]:
     """Tokenise every text of a corpus once, with its dataset's instruction, into ``out``/tokens-NNNNN.arrow.
 
     The ids are those of ``AutoTokenizer(text, truncation=True, max_length=max_tokens)``. One unit is one row shard.
+
+    Args:
+        scratch: as in :func:`build_corpus`, for token shards.
 
     Returns:
         ``{"rows", "texts", "tokens"}`` over the whole corpus; ``texts`` and ``tokens`` count queries, positives and
@@ -78,20 +94,26 @@ def tokenise(corpus_dir: Path, tokenizer_dir: Path, max_tokens: int, out: Path) 
         BoomError: the directory holds no fast tokenizer.
     """
     corpus_dir, out = corpus_dir.absolute(), out.absolute()
-    out.mkdir(parents=True, exist_ok=True)
+    work = scratch.absolute() if scratch else out / "shards"
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(corpus_dir / "datasets.json", out / "datasets.json")
-    effective = out / "tokenizer.tmp"
-    tokens.save_effective_tokenizer(tokenizer_dir, max_tokens, effective)
+    job = tokens.TokenJob(work / "tokenizer.json", corpus_dir / "datasets.json", work)
+    tokens.save_effective_tokenizer(tokenizer_dir, max_tokens, job.tokenizer)
     shards = sorted(corpus_dir.glob("rows-*.arrow"))
-    work = partial(tokens.tokenise_shard, tokenizer=effective, datasets=out / "datasets.json", out=out)
-    totals = _on_workers(work, shards)
-    effective.unlink()
+    found = {shard: job.finished(shard) for shard in shards}
+    on_workers(partial(tokens.tokenise_shard, job=job), [shard for shard in shards if found[shard] is None])
+    totals = [job.finished(shard) or {} for shard in shards]
+    for shard in shards:
+        shutil.move(job.target(shard), out)
+    if scratch is None:
+        shutil.rmtree(work)
     return {key: sum(t[key] for t in totals) for key in ("rows", "texts", "tokens")}
 
 
 def _units(corpus: Corpus, work: Path, evaluation: Path) -> tuple[list[Unit], list[str]]:
-    """All files in source order, and the texts of the evaluation sets that a source brings with it."""
-    files: list[tuple[Path, FilesSource]] = []
+    """All spans of all files in source order, and the texts of the evaluation sets that a source brings with it."""
+    files: list[tuple[SourceFile, FilesSource]] = []
     own_texts: list[str] = []
     for source in corpus.datasets:
         if isinstance(source, FilesSource):
@@ -100,15 +122,39 @@ def _units(corpus: Corpus, work: Path, evaluation: Path) -> tuple[list[Unit], li
             raise BoomError("corpus.datasets names python_environment twice. One is enough: raise its max_functions.")
         else:
             made, own_texts = _read_environment(source, work / "environment", evaluation)
-            files += [(file, FilesSource(path=str(file))) for file in made]
-    return [Unit(index, file, source) for index, (file, source) in enumerate(files)], own_texts
+            for path in made:
+                own = FilesSource(path=str(path))
+                files += [(file, own) for file in resolve(own)]
+    spread = [(place, *pair, span) for place, pair in enumerate(files) for span in spans(pair[0], SPAN_BYTES)]
+    units = [Unit(index, place, file, span, source) for index, (place, file, source, span) in enumerate(spread)]
+    return units, own_texts
+
+
+def _claim(work: Path, units: Sequence[Unit]) -> None:
+    """Make ``work`` the scratch of these units: parts of files that have changed since are deleted."""
+    marker, text = work / "units.txt", "\n".join(f"{unit.file!r} {unit.span!r}" for unit in units)
+    if marker.is_file() and marker.read_text("utf-8") == text:
+        return
+    for part in work.glob("part-*"):
+        shutil.rmtree(part)
+    marker.write_text(text, encoding="utf-8")
+
+
+def _write_parts(units: Sequence[Unit], work: Path, near: float | None) -> list[Part]:
+    """The parts of all units; those that an earlier run has finished are not read again."""
+    done = {unit.index: part for unit in units if (part := read_part(work, unit.index))}
+    todo = [unit for unit in units if unit.index not in done]
+    written = on_workers(partial(write_part, work=work, near=near), todo)
+    done |= {unit.index: Part.of(work, unit.index, result) for unit, result in zip(todo, written, strict=True)}
+    return [done[unit.index] for unit in units]
 
 
 def _read_environment(source: PythonEnvironmentSource, work: Path, evaluation: Path) -> tuple[list[Path], list[str]]:
     """Functions are read in parallel, chosen here, and handed on as jsonl files: at most ``max_functions`` of them."""
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     packages = list_packages(source)
-    _on_workers(partial(_store_functions, folder=work), packages)
+    on_workers(partial(_store_functions, folder=work), packages)
     functions = (f for package in packages for f in _stored_functions(work / package.name))
     selection = environment_sets.select(functions, source)
     evaluation.mkdir()
@@ -136,112 +182,56 @@ def _stored_functions(file: Path) -> Iterator[Function]:
         yield from (Function(**json.loads(line)) for line in stream)
 
 
-@dataclass(frozen=True)
-class _Guarded:
-    """``work(item)`` on a worker; a user's mistake comes back as a value, because Ray wraps what is raised."""
-
-    work: Callable[[Any], dict[str, Any]]
-    items: Sequence[Any]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        index = int(row["id"])
-        try:
-            result, mistake = self.work(self.items[index]), ""
-        except BoomError as error:
-            result, mistake = {}, str(error)
-        return {"index": index, "result": json.dumps(result), "mistake": mistake}
-
-
-def _on_workers(work: Callable[[Any], dict[str, Any]], items: Sequence[Any]) -> list[dict[str, Any]]:
-    """Stream ``items`` through Ray Data, a few to a task; the results (small dicts) in the order of the items."""
-    if not items:
-        return []
-    import ray.data
-
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
-        blocks = min(len(items), max(_LEAST_BLOCKS, int(4 * ray.cluster_resources().get("CPU", 1))))
-        stream = ray.data.range(len(items), override_num_blocks=blocks).map(_Guarded(work, items))
-        rows = sorted(stream.iter_rows(), key=lambda row: row["index"])
-    for row in rows:
-        if row["mistake"]:
-            raise BoomError(row["mistake"])
-    return [json.loads(row["result"]) for row in rows]
-
-
-def _total(per_unit: Sequence[Counts]) -> Counts:
+def _total(parts: Sequence[Part]) -> Counts:
     total: Counts = {}
-    for counts in per_unit:
-        for dataset, numbers in counts.items():
+    for part in parts:
+        for dataset, numbers in part.counts.items():
             sums = total.setdefault(dataset, dict.fromkeys(COUNTS, 0))
             for key, number in numbers.items():
                 sums[key] += number
     return total
 
 
-def _reduce(corpus: Corpus, seed: int, files: Sequence[Path], counts: Counts, out: Path) -> reduce.RowIndex:
-    """Drop duplicates, apply the cap, write the shards; fills in ``counts``."""
-    index = reduce.read_index(files)
+def _sources(units: Sequence[Unit], parts: Sequence[Part]) -> dict[str, FilesSource]:
+    """The first source of every dataset; the others must have the same rules."""
+    first: dict[str, FilesSource] = {}
+    for unit, part in zip(units, parts, strict=True):
+        for name in part.counts:
+            agree(name, first.setdefault(name, unit.source), unit.source)
+    return first
+
+
+def _choose(
+    corpus: Corpus, seed: int, parts: Sequence[Part], sources: Mapping[str, FilesSource], counts: Counts
+) -> tuple[reduce.RowIndex, np.ndarray]:
+    """Which rows stay: without duplicates, near-duplicates and what is over a cap; fills in ``counts``."""
+    index = reduce.read_index(parts)
     first = reduce.first_of_each(index.ids)
-    kept = reduce.under_cap(index, first, corpus.max_rows_per_dataset, seed)
+    distinct = first
+    if corpus.near_duplicates is not None:
+        signatures = [part.signatures for part in parts]
+        distinct = first & ~minhash.near_rows(signatures, index.codes, first, corpus.near_duplicates)
+    caps = {name: source.cap or corpus.max_rows_per_dataset for name, source in sources.items()}
+    kept = reduce.under_cap(index, distinct, caps, seed)
     for code, (name, _) in enumerate(index.datasets):
         here = index.codes == code
-        rows, distinct, final = (int(np.count_nonzero(mask)) for mask in (here, here & first, here & kept))
-        counts[name] |= {"duplicates": rows - distinct, "capped": distinct - final, "rows": final}
-    reduce.write_rows(files, kept, out)
-    return index
-
-
-def _write_quarantine(units: Sequence[Unit], work: Path, target: Path) -> None:
-    with open(target, "wb") as stream:
-        for unit in units:
-            with open(parts.quarantine_path(work, unit.index), "rb") as part:
-                shutil.copyfileobj(part, stream)
-
-
-def _check_bad_rows(counts: Counts, most: float, quarantine: Path) -> None:
-    rows, bad = (sum(c[key] for c in counts.values()) for key in ("rows_in", "rejected"))
-    if bad <= most * rows:
-        return
-    with open(quarantine, encoding="utf-8") as stream:
-        named = [json.loads(line) for line, _ in zip(stream, range(_NAMED_BAD_ROWS), strict=False)]
-    shown = "".join(f"\n  {row['file']}:{row['line']}: {row['reason']}" for row in named)
-    more = f"\n  and {bad - len(named)} more" if bad > len(named) else ""
-    raise BoomError(
-        f"{bad} of {rows} training rows cannot be used; corpus.max_bad_fraction allows {most:g} of them:{shown}{more}\n"
-        f"Correct them, or raise corpus.max_bad_fraction to go on without them."
-    )
-
-
-def _nothing_left(corpus: Corpus, counts: Counts) -> str:
-    lost = {key: sum(c[key] for c in counts.values()) for key in ("rows_in", "rejected", "decontaminated")}
-    where = ", ".join(s.path if isinstance(s, FilesSource) else s.source for s in corpus.datasets)
-    return (
-        f"no training rows: {where} gave {lost['rows_in']} rows, of which {lost['rejected']} were bad and "
-        f"{lost['decontaminated']} hold an evaluation text. Give other files in corpus.datasets."
-    )
+        masks = (here, here & first, here & distinct, here & kept)
+        rows, exact, apart, final = (int(np.count_nonzero(mask)) for mask in masks)
+        counts[name] |= {
+            "duplicates": rows - exact,
+            "near_duplicates": exact - apart,
+            "capped": apart - final,
+            "rows": final,
+        }
+    return index, kept
 
 
 def _datasets(
-    index: reduce.RowIndex, units: Sequence[Unit], per_unit: Sequence[Counts], counts: Counts
+    index: reduce.RowIndex, parts: Sequence[Part], sources: Mapping[str, FilesSource], counts: Counts
 ) -> list[dict[str, Any]]:
-    instructions: dict[str, Instruction] = {}
-    for unit, seen in zip(units, per_unit, strict=True):
-        for name in seen:
-            if instructions.setdefault(name, unit.source.instruction) != unit.source.instruction:
-                raise BoomError(
-                    f"dataset '{name}' comes from two sources with different instructions. "
-                    f"Give one of them another name in corpus.datasets."
-                )
+    with_negatives = {name: sum(part.with_negatives.get(name, 0) for part in parts) for name, _ in index.datasets}
     return [
-        {
-            "name": name,
-            "task_type": task_type,
-            "rows": counts[name]["rows"],
-            "instruction": instructions[name].model_dump(),
-        }
+        {"rows": counts[name]["rows"], **resolve_rules(name, task_type, sources[name], with_negatives[name])}
         for name, task_type in index.datasets
         if counts[name]["rows"]
     ]

@@ -1,25 +1,34 @@
-"""One unit of a source becomes one part on disk: the worker's half of the corpus, without Ray.
+"""One span of a source file becomes one part on disk: the worker's half of the corpus, without Ray.
 
-Read, validate, quarantine, normalise, name by content, decontaminate. A part is an Arrow IPC file of final rows; what
-was rejected stands beside it as jsonl. Memory is bounded by one batch of rows, whatever the size of the file.
+Read, validate, quarantine, normalise, name by content, decontaminate, batch by batch. A part is a folder that appears
+by one rename when it is whole, so that the run after a kill finds it. Memory is bounded by one batch of rows, whatever
+the size of the file.
 """
 
 from __future__ import annotations
 
-import functools
+import io
 import json
 import os
+import shutil
+import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 
-from boom_ray.config import FilesSource
-from boom_ray.data.schema import Example, RowError, dataset_of, fold_digest, parse_row, row_id
-from boom_ray.data.sources import BadRow, dataset_stem, read_rows
+from boom_ray.config import Columns, FilesSource
+from boom_ray.data import minhash
+from boom_ray.data.decontaminate import Evaluation, decontaminate
+from boom_ray.data.layouts import to_boom
+from boom_ray.data.schema import Example, RowError, dataset_of, parse_row, row_id
+from boom_ray.data.shingles import WordHasher
+from boom_ray.data.sources import BadRow, SourceFile, Span, dataset_stem, read_rows, spans
 
 ROWS = pa.schema(
     [
@@ -30,123 +39,236 @@ ROWS = pa.schema(
         ("pos", pa.list_(pa.string())),
         ("neg", pa.list_(pa.string())),
         ("score", pa.float64()),
+        ("label", pa.string()),
     ]
 )
+INDEX = np.dtype([("id", "V16"), ("dataset", "<i4")])  # of every row of a part: all that the driver reads of them
 BATCH_ROWS = 2048
-COUNTS = ("rows_in", "rejected", "duplicates", "decontaminated", "negatives_decontaminated", "capped", "rows")
-DIGEST_BYTES = 16
+_BATCH_CHARACTERS = 32 << 20  # long texts make a batch of fewer rows
+COUNTS = (
+    "rows_in",
+    "rejected",
+    "duplicates",
+    "near_duplicates",
+    "decontaminated",
+    "negatives_decontaminated",
+    "capped",
+    "rows",
+)
+_FIRST_BYTES = 16 << 20
+_DONE = "part.json"
+_DEFAULT_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One file of one source; ``index`` is its place in the source order."""
+    """One span of a file: ``index`` is its place in the source order, ``place`` that of its file."""
 
     index: int
-    file: Path
+    place: int
+    file: SourceFile
+    span: Span
     source: FilesSource
 
 
-def part_path(folder: Path, index: int) -> Path:
-    return folder / f"part-{index:05d}.arrow"
+@dataclass(frozen=True)
+class Part:
+    """A finished part: where it lies, and what is in it.
+
+    Attributes:
+        counts: ``{dataset: {count: n}}``, datasets in the order of their first row, good or bad.
+        datasets: ``[name, task type]`` of the good rows, by their code in the index.
+        lines: lines (or rows) of the span; with_negatives: good rows that bring negatives, by dataset.
+    """
+
+    folder: Path
+    counts: dict[str, dict[str, int]]
+    datasets: list[list[str]]
+    with_negatives: dict[str, int]
+    lines: int
+    rows: int
+
+    @classmethod
+    def of(cls, work: Path, index: int, result: Mapping[str, Any]) -> Part:
+        """The part that :func:`write_part` has written with this result."""
+        return cls(part_folder(work, index), **result)
+
+    @property
+    def table(self) -> Path:
+        return self.folder / "rows.arrow"
+
+    @property
+    def index(self) -> Path:
+        return self.folder / "index.bin"
+
+    @property
+    def signatures(self) -> Path:
+        return self.folder / "near.arrow"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.folder / "quarantine.jsonl"
 
 
-def quarantine_path(folder: Path, index: int) -> Path:
-    return folder / f"quarantine-{index:05d}.jsonl"
+@dataclass
+class _Tally:
+    """What a worker counts while it reads."""
+
+    counts: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(lambda: dict.fromkeys(COUNTS, 0)))
+    datasets: dict[tuple[str, str], int] = field(default_factory=dict)
+    with_negatives: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    lines: int = 0
+    rows: int = 0
 
 
-def write_part(unit: Unit, folder: Path) -> dict[str, dict[str, int]]:
-    """Write the part and the quarantine of a unit below ``folder``; a second call writes the same again.
+def part_folder(work: Path, index: int) -> Path:
+    return work / f"part-{index:06d}"
 
-    ``folder/evaluation.bin`` holds the sorted digests of the folded evaluation texts.
+
+def read_part(work: Path, index: int) -> Part | None:
+    """The finished part of a unit, None where there is none."""
+    folder = part_folder(work, index)
+    if not (folder / _DONE).is_file():
+        return None
+    return Part.of(work, index, json.loads((folder / _DONE).read_text("utf-8")))
+
+
+def write_part(unit: Unit, work: Path, near: float | None = None) -> dict[str, Any]:
+    """Write the part of a unit below ``work``, which holds what ``Evaluation`` reads; twice gives the same bytes.
+
+    Args:
+        near: threshold of near-duplicates; their signatures are written, too.
 
     Returns:
-        ``{dataset: {count: n}}``, datasets in the order of their first row.
+        The fields of ``Part``, less its folder.
 
     Raises:
         BoomError: the file cannot be opened.
     """
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
-    evaluation = folder / "evaluation.bin"
-    forbidden = _evaluation_digests(evaluation, evaluation.stat().st_mtime_ns)
-    part, quarantine = part_path(folder, unit.index), quarantine_path(folder, unit.index)
-    with (
-        pa.OSFile(f"{part}.tmp", "wb") as sink,
-        pa.ipc.new_file(sink, ROWS) as writer,
-        open(f"{quarantine}.tmp", "w", encoding="utf-8") as rejects,
-    ):
-        batch: list[Example] = []
-        for example in _examples(unit, counts, rejects):
-            clean = decontaminate(example, forbidden, counts[example.dataset])
-            if clean is not None:
-                batch.append(clean)
-            if len(batch) == BATCH_ROWS:
-                writer.write_batch(_record_batch(batch))
-                batch.clear()
-        if batch:
-            writer.write_batch(_record_batch(batch))
-    os.replace(f"{part}.tmp", part)
-    os.replace(f"{quarantine}.tmp", quarantine)
-    return dict(counts)
+    target, tally = part_folder(work, unit.index), _Tally()
+    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    part = Part(temporary, {}, [], {}, 0, 0)
+    evaluation, hasher = Evaluation.of(work), WordHasher()
+    with ExitStack() as stack:
+        rejects = stack.enter_context(open(part.quarantine, "w", encoding="utf-8"))
+        index = stack.enter_context(open(part.index, "wb"))
+        table = stack.enter_context(pa.ipc.new_file(str(part.table), ROWS))
+        signatures = stack.enter_context(pa.ipc.new_file(str(part.signatures), minhash.schema(near))) if near else None
+        for examples in _batches(_examples(unit, tally, rejects)):
+            clean = decontaminate(examples, evaluation, hasher, tally.counts)
+            if not clean:
+                continue
+            batch = record_batch(clean)
+            table.write_batch(batch)
+            index.write(_index(batch, clean, tally).tobytes())
+            if signatures is not None and near:
+                signatures.write_batch(minhash.signature_batch(clean, near, hasher))
+    result = _result(tally)
+    (temporary / _DONE).write_text(json.dumps(result), encoding="utf-8")
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        if read_part(work, unit.index) is None:
+            raise
+        shutil.rmtree(temporary)  # another worker was given the same unit and was faster
+    return result
 
 
-def decontaminate(example: Example, forbidden: Collection[bytes], counts: dict[str, int]) -> Example | None:
-    """The example without negatives that are evaluation texts; None where its query or a positive is one.
+def _result(tally: _Tally) -> dict[str, Any]:
+    return {
+        "counts": dict(tally.counts),
+        "datasets": [list(pair) for pair in tally.datasets],
+        "with_negatives": dict(tally.with_negatives),
+        "lines": tally.lines,
+        "rows": tally.rows,
+    }
 
-    Positives and negatives of a classification row are names of classes, no texts: they are left alone.
+
+def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    batch: list[Example] = []
+    characters = 0
+    for example in examples:
+        batch.append(example)
+        characters += len(example.query) + sum(map(len, example.pos)) + sum(map(len, example.neg))
+        if len(batch) == BATCH_ROWS or characters > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def first_example(file: SourceFile, source: FilesSource) -> Example | None:
+    """The first usable row of a file, None where there is none.
+
+    Raises:
+        BoomError: the file cannot be opened.
     """
-    if not forbidden:
-        return example
-    labels = example.task_type == "classification"
-    if any(fold_digest(text) in forbidden for text in (example.query, *(() if labels else example.pos))):
-        counts["decontaminated"] += 1
-        return None
-    if labels or not example.neg:
-        return example
-    kept = tuple(text for text in example.neg if fold_digest(text) not in forbidden)
-    counts["negatives_decontaminated"] += len(example.neg) - len(kept)
-    return example if len(kept) == len(example.neg) else replace(example, neg=kept)
+    units = (Unit(0, 0, file, span, source) for span in spans(file, _FIRST_BYTES))
+    return next((e for unit in units for e in _examples(unit, _Tally(), io.StringIO())), None)
 
 
-def _examples(unit: Unit, counts: dict[str, dict[str, int]], rejects: Any) -> Iterator[Example]:
+def _examples(unit: Unit, tally: _Tally, rejects: IO[str]) -> Iterator[Example]:
     """The good rows; the bad ones are counted for their dataset and written to the quarantine."""
-    name = unit.source.name or dataset_stem(unit.file)
-    for line, raw in read_rows(unit.file):
+    name, source, counts = unit.source.name or dataset_stem(unit.file), unit.source, tally.counts
+    rows = read_rows(unit.file, unit.span)
+    for line, raw in rows:
         try:
-            if isinstance(raw, BadRow):
-                raise RowError(raw.reason)
-            example = parse_row(raw, unit.source, name)
+            example = _example(raw, source, name)
         except RowError as error:
-            dataset = _dataset_or(name, raw, unit)
+            dataset = _dataset_or(name, raw, source)
             counts[dataset]["rows_in"] += 1
             counts[dataset]["rejected"] += 1
             rejects.write(json.dumps({"file": str(unit.file), "line": line, "reason": str(error)}) + "\n")
             continue
         counts[example.dataset]["rows_in"] += 1
         yield example
+    tally.lines = rows.lines
 
 
-def _dataset_or(name: str, raw: Any, unit: Unit) -> str:
+def _example(raw: Any, source: FilesSource, name: str) -> Example:
+    if isinstance(raw, BadRow):
+        raise RowError(raw.reason)
+    if source.layout != "boom":
+        return parse_row(to_boom(raw, source.layout), source, name)
     try:
-        return dataset_of(raw, unit.source, name)
+        return parse_row(raw, source, name)
+    except RowError:
+        if source.columns == _DEFAULT_COLUMNS:
+            to_boom(raw, source.layout)  # a row of another tool: says which layout to set
+        raise
+
+
+def _dataset_or(name: str, raw: Any, source: FilesSource) -> str:
+    try:
+        return dataset_of(raw, source, name)
     except RowError:
         return name
 
 
-def _record_batch(examples: list[Example]) -> pa.RecordBatch:
+def _index(batch: pa.RecordBatch, examples: Sequence[Example], tally: _Tally) -> np.ndarray:
+    """The index rows of a batch; names its datasets in the tally."""
+    index = np.empty(len(examples), dtype=INDEX)
+    index["id"] = np.frombuffer(batch.column("id").buffers()[1], dtype="V16", count=len(examples))
+    known, codes = tally.datasets, []
+    for example in examples:
+        codes.append(known.setdefault((example.dataset, example.task_type), len(known)))
+        if example.neg:
+            tally.with_negatives[example.dataset] += 1
+    index["dataset"] = codes
+    tally.rows += len(examples)
+    return index
+
+
+def record_batch(examples: Sequence[Example]) -> pa.RecordBatch:
+    """Examples as Arrow columns, each with its id."""
+    ids = b"".join([row_id(e.dataset, e.query, e.pos) for e in examples])
+    datasets, types, queries, pos, neg, scores, labels = zip(*examples, strict=True)
     columns = [
-        [row_id(e.dataset, e.query, e.pos) for e in examples],
-        [e.dataset for e in examples],
-        [e.task_type for e in examples],
-        [e.query for e in examples],
-        [e.pos for e in examples],
-        [e.neg for e in examples],
-        [e.score for e in examples],
+        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(examples), [None, pa.py_buffer(ids)]),
+        *(pa.array(column, pa.string()) for column in (datasets, types, queries)),
+        *(pa.array(column, pa.list_(pa.string())) for column in (pos, neg)),
+        pa.array(scores, pa.float64()),
+        pa.array(labels, pa.string()),
     ]
-    return pa.record_batch([pa.array(c, t) for c, t in zip(columns, ROWS.types, strict=True)], schema=ROWS)
-
-
-@functools.lru_cache(maxsize=1)
-def _evaluation_digests(file: Path, changed: int) -> frozenset[bytes]:
-    """Read once per worker process; ``changed`` tells another file of the same name apart."""
-    raw = file.read_bytes()
-    return frozenset(raw[i : i + DIGEST_BYTES] for i in range(0, len(raw), DIGEST_BYTES))
+    return pa.record_batch(columns, schema=ROWS)

@@ -7,12 +7,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from boom_ray.config import TASK_TYPES, FilesSource
+from boom_ray.config import TASK_TYPES, Columns, FilesSource
 
 FOLDED_CHARACTERS = 500
+_HEAD = 2 * FOLDED_CHARACTERS  # of a long ASCII text this much is folded first: nearly always enough
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -20,9 +20,8 @@ class RowError(ValueError):
     """Why a row cannot be used; it goes to the quarantine with file and line."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """One training row: a query, at least one positive, any number of negatives, and a score where the task has one."""
+class Example(NamedTuple):
+    """One training row: a query, at least one positive, any number of negatives; a score and a label where it has."""
 
     dataset: str
     task_type: str
@@ -30,6 +29,7 @@ class Example:
     pos: tuple[str, ...]
     neg: tuple[str, ...]
     score: float | None
+    label: str | None = None
 
 
 def parse_row(raw: Any, source: FilesSource, default_name: str) -> Example:
@@ -40,7 +40,7 @@ def parse_row(raw: Any, source: FilesSource, default_name: str) -> Example:
 
     Raises:
         RowError: the row is not an object, a field is missing, empty, of a wrong type or holds a NUL, the task type
-            is unknown, there is no positive, or the score is not a finite number.
+            is unknown, there is no positive, the score is not a finite number, or the label is no text or number.
     """
     if not isinstance(raw, Mapping):
         raise RowError(f"a row must be a JSON object, not {_kind(raw)}")
@@ -52,9 +52,17 @@ def parse_row(raw: Any, source: FilesSource, default_name: str) -> Example:
         raise RowError(f"no positive: '{columns.pos}' is an empty list")
     neg = _texts(raw.get(columns.neg), columns.neg)
     score = _score(raw.get(columns.score), columns.score)
-    if task_type == "sts" and score is None:
-        raise RowError(f"missing field '{columns.score}': task type sts needs it")
-    return Example(dataset_of(raw, source, default_name), task_type, query, pos, neg, score)
+    if score is None and needs_score(task_type, source.loss):
+        raise RowError(
+            f"missing field '{columns.score}': {'task type sts' if source.loss == 'auto' else 'loss cosent'} needs it"
+        )
+    dataset, label = dataset_of(raw, source, default_name), _label(raw.get(columns.label), columns)
+    return Example(dataset, task_type, query, pos, neg, score, label)
+
+
+def needs_score(task_type: str, loss: str) -> bool:
+    """Whether every row has to bring a score: it is trained with CoSENT (``loss`` as in the recipe)."""
+    return loss == "cosent" or (loss == "auto" and task_type == "sts")
 
 
 def dataset_of(raw: Any, source: FilesSource, default_name: str) -> str:
@@ -75,17 +83,21 @@ def row_id(dataset: str, query: str, pos: Sequence[str]) -> bytes:
     Negatives and score are left out on purpose: mining new negatives must not move a row between bags. Rows of
     equal id are duplicates.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    pieces: list[bytes] = []
     for text in (dataset, query, *pos):
         encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.digest()
+        pieces += (len(encoded).to_bytes(8, "little"), encoded)
+    return hashlib.blake2b(b"".join(pieces), digest_size=16).digest()
 
 
 def fold(text: str) -> str:
     """What makes two texts equal for decontamination: NFKC, lower case, single spaces, the first 500 characters."""
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split())[:FOLDED_CHARACTERS]
+    if not text.isascii():
+        return " ".join(unicodedata.normalize("NFKC", text).lower().split())[:FOLDED_CHARACTERS]
+    folded = " ".join(text[:_HEAD].lower().split())
+    if len(folded) < FOLDED_CHARACTERS and len(text) > _HEAD:  # mostly white space
+        folded = " ".join(text.lower().split())
+    return folded[:FOLDED_CHARACTERS]
 
 
 def fold_digest(text: str) -> bytes:
@@ -116,10 +128,17 @@ def _texts(value: Any, name: str) -> tuple[str, ...]:
         return (_text(value, name),)
     if not isinstance(value, list | tuple):
         raise RowError(f"'{name}' must be a text or a list of texts, not {_kind(value)}")
-    return tuple(_text(text, f"{name}[{index}]") for index, text in enumerate(value))
+    return tuple([_plain(text) or _text(text, f"{name}[{index}]") for index, text in enumerate(value)])
+
+
+def _plain(value: Any) -> str:
+    """The quick way for what most texts are: the stripped text if it is ASCII and good, else the empty text."""
+    return value.strip() if type(value) is str and value.isascii() and "\0" not in value else ""
 
 
 def _text(value: Any, name: str) -> str:
+    if plain := _plain(value):
+        return plain
     if not isinstance(value, str):
         raise RowError(f"'{name}' must be a text, not {_kind(value)}")
     if "\0" in value:
@@ -140,6 +159,17 @@ def _score(value: Any, name: str) -> float | None:
     if not abs(value) <= 3e38 or not math.isfinite(value):  # scores are stored as float32
         raise RowError(f"'{name}' is not finite: {value}")
     return float(value)
+
+
+def _label(value: Any, columns: Columns) -> str | None:
+    """Numbers of classes become their text; texts of equal label are no negatives of each other."""
+    if value is None or value == "" or columns.label == columns.score:
+        return None
+    if isinstance(value, int):
+        return str(int(value))
+    if not isinstance(value, str):
+        raise RowError(f"'{columns.label}' must be a text or a whole number, not {_kind(value)}")
+    return _text(value, columns.label)
 
 
 def _kind(value: Any) -> str:

@@ -6,9 +6,11 @@ the processes of a node share one copy.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +29,21 @@ TOKENS = pa.schema(
         ("pos", pa.list_(pa.list_(pa.int32()))),
         ("neg", pa.list_(pa.list_(pa.int32()))),
         ("score", pa.float32()),
+        ("label", pa.int64()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row's token ids (int32, special tokens included); ``score`` is NaN where the row has none."""
+    """One row's token ids (int32, special tokens included); ``score`` is NaN and ``label`` 0 where the row has none."""
 
     id: bytes
     query: np.ndarray
     pos: list[np.ndarray]
     neg: list[np.ndarray]
     score: float
+    label: int = 0
 
 
 class TokenStore:
@@ -119,11 +123,12 @@ class _Block:
     pos: _Nested
     neg: _Nested
     score: np.ndarray
+    label: np.ndarray
 
     def row(self, row: int) -> TokenRow:
         query = self.query[self.query_ends[row] : self.query_ends[row + 1]]
-        score = float(self.score[row])
-        return TokenRow(self.ids[row].tobytes(), query, self.pos.row(row), self.neg.row(row), score)
+        score, label = float(self.score[row]), int(self.label[row])
+        return TokenRow(self.ids[row].tobytes(), query, self.pos.row(row), self.neg.row(row), score, label)
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         queries = self.query_ends[rows + 1] - self.query_ends[rows]
@@ -137,8 +142,8 @@ def _read_blocks(file: Path) -> Iterator[_Block]:
         query = batch.column("query")
         pos, neg = (_nested(batch.column(name)) for name in ("pos", "neg"))
         ids = np.frombuffer(batch.column("id").buffers()[1], dtype=np.uint8)[: len(batch) * 16].reshape(-1, 16)
-        dataset, score = batch.column("dataset").to_numpy(), batch.column("score").to_numpy()
-        yield _Block(ids, dataset, query.offsets.to_numpy(), query.values.to_numpy(), pos, neg, score)
+        dataset, score, label = (batch.column(name).to_numpy() for name in ("dataset", "score", "label"))
+        yield _Block(ids, dataset, query.offsets.to_numpy(), query.values.to_numpy(), pos, neg, score, label)
 
 
 def _nested(column: pa.ListArray) -> _Nested:
@@ -168,16 +173,33 @@ def save_effective_tokenizer(tokenizer_dir: Path, max_tokens: int, file: Path) -
     backend.save(str(file))
 
 
-def tokenise_shard(rows: Path, tokenizer: Path, datasets: Path, out: Path) -> dict[str, int]:
-    """Tokenise one row shard into the token shard of the same number; a text that occurs often is encoded once."""
+@dataclass(frozen=True)
+class TokenJob:
+    """What a worker needs to tokenise a row shard: the tokenizer's file, datasets.json, and where to write."""
+
+    tokenizer: Path
+    datasets: Path
+    out: Path
+
+    def target(self, rows: Path) -> Path:
+        """The token shard of the same number."""
+        return self.out / rows.name.replace("rows-", "tokens-")
+
+    def finished(self, rows: Path) -> dict[str, int] | None:
+        """What :func:`tokenise_shard` returned for a shard that is done, else None."""
+        done = self.target(rows).with_suffix(".json")
+        return json.loads(done.read_text("utf-8")) if done.is_file() and self.target(rows).is_file() else None
+
+
+def tokenise_shard(rows: Path, job: TokenJob) -> dict[str, int]:
+    """Tokenise one row shard; returns how many rows, texts and tokens it holds. Whole, or not there."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in a worker, which has one core: the units are the parallelism
     from tokenizers import Tokenizer
 
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in a worker, which has one core: the units are the parallelism
-    encoder = Tokenizer.from_file(str(tokenizer))
-    known = {d["name"]: (place, d["instruction"]) for place, d in enumerate(json.loads(datasets.read_text("utf-8")))}
-    target = out / rows.name.replace("rows-", "tokens-")
-    totals = {"rows": 0, "texts": 0, "tokens": 0}
-    with pa.memory_map(str(rows)) as source, pa.ipc.new_file(f"{target}.tmp", TOKENS) as writer:
+    encoder, known = Tokenizer.from_file(str(job.tokenizer)), _known(job.datasets)
+    target, totals = job.target(rows), {"rows": 0, "texts": 0, "tokens": 0}
+    temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    with pa.memory_map(str(rows)) as source, pa.ipc.new_file(str(temporary), TOKENS) as writer:
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             batch = _tokenised(reader.get_batch(number), encoder, known)
@@ -188,42 +210,68 @@ def tokenise_shard(rows: Path, tokenizer: Path, datasets: Path, out: Path) -> di
                 totals["tokens"] += len(batch.column(name).values.values)
             totals["texts"] += len(batch)
             totals["tokens"] += len(batch.column("query").values)
-    os.replace(f"{target}.tmp", target)
+    done = temporary.with_suffix(".json")
+    done.write_text(json.dumps(totals), encoding="utf-8")
+    os.replace(temporary, target)
+    os.replace(done, target.with_suffix(".json"))
     return totals
 
 
+def label_key(dataset: str, label: str | None) -> int:
+    """A 64-bit number that is the same for rows of one class of one dataset; 0: the row has no label."""
+    if label is None:
+        return 0
+    digest = hashlib.blake2b(f"{dataset}\0{label}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) or 1
+
+
+def _known(datasets: Path) -> dict[str, tuple[int, dict[str, str]]]:
+    entries = json.loads(datasets.read_text("utf-8"))
+    return {entry["name"]: (place, entry["instruction"]) for place, entry in enumerate(entries)}
+
+
 def _tokenised(batch: pa.RecordBatch, encoder: Any, known: dict[str, tuple[int, dict[str, str]]]) -> pa.RecordBatch:
+    """Texts that occur more than once in a batch are encoded once."""
     names = batch.column("dataset").to_pylist()
     prefixes = [known[name][1] for name in names]
-    queries = [p["query"] + q for p, q in zip(prefixes, batch.column("query").to_pylist(), strict=True)]
-    lists = {}
-    for name in ("pos", "neg"):
-        texts = batch.column(name).to_pylist()
-        lists[name] = [[p["passage"] + t for t in row] for p, row in zip(prefixes, texts, strict=True)]
-    texts = list(dict.fromkeys([*queries, *(t for rows in lists.values() for row in rows for t in row)]))
-    encoded = encoder.encode_batch_fast(texts)
-    tokens = {text: np.asarray(e.ids, dtype=np.int32) for text, e in zip(texts, encoded, strict=True)}
+    queries = _prefixed(batch.column("query"), [p["query"] for p in prefixes])
+    passages = [p["passage"] for p in prefixes]
+    lists = {name: _flat(batch.column(name), passages) for name in ("pos", "neg")}
+    texts = [*queries, *lists["pos"][0], *lists["neg"][0]]
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    encoded = [e.ids for e in encoder.encode_batch_fast(list(distinct))]
+    tokens, split = [encoded[distinct[text]] for text in texts], len(queries)
+    middle = split + len(lists["pos"][0])
+    labels = batch.column("label").to_pylist()
     columns = [
         batch.column("id"),
         pa.array([known[name][0] for name in names], pa.int16()),
-        _list_array([tokens[q] for q in queries]),
-        *(_nested_array([[tokens[t] for t in row] for row in lists[name]]) for name in ("pos", "neg")),
-        pa.array(np.array([np.nan if s is None else s for s in batch.column("score").to_pylist()], np.float32)),
+        _list_array(tokens[:split]),
+        pa.ListArray.from_arrays(lists["pos"][1], _list_array(tokens[split:middle])),
+        pa.ListArray.from_arrays(lists["neg"][1], _list_array(tokens[middle:])),
+        batch.column("score").fill_null(np.nan).cast(pa.float32()),
+        pa.array([label_key(*pair) for pair in zip(names, labels, strict=True)], pa.int64()),
     ]
     return pa.record_batch(columns, schema=TOKENS)
 
 
-def _list_array(arrays: Sequence[np.ndarray]) -> pa.ListArray:
-    values = np.concatenate([np.empty(0, np.int32), *arrays])
-    return pa.ListArray.from_arrays(_offsets(arrays), pa.array(values, pa.int32()))
+def _prefixed(column: pa.Array, prefixes: Sequence[str]) -> list[str]:
+    texts = column.to_pylist()
+    return [p + t for p, t in zip(prefixes, texts, strict=True)] if any(prefixes) else texts
 
 
-def _nested_array(rows: Sequence[Sequence[np.ndarray]]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(_offsets(rows), _list_array([text for row in rows for text in row]))
+def _flat(column: pa.ListArray, prefixes: Sequence[str]) -> tuple[list[str], pa.Array]:
+    """All texts of a list column, each with its row's prefix, and where the rows' texts begin and end."""
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    ends = np.cumsum([0, *lengths])
+    texts = column.flatten()
+    return _prefixed(texts, np.repeat(prefixes, lengths).tolist() if any(prefixes) else ()), pa.array(ends, pa.int32())
 
 
-def _offsets(items: Sequence[Any]) -> pa.Array:
-    return pa.array(np.cumsum([0, *map(len, items)]), pa.int32())
+def _list_array(rows: Sequence[Sequence[int]]) -> pa.ListArray:
+    ends = np.cumsum([0, *map(len, rows)])
+    values = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(ends[-1]))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
 
 
 def train_tokenizer(corpus_dir: Path, vocab: int, max_tokens: int, out: Path) -> None:

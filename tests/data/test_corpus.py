@@ -12,6 +12,7 @@ import pytest
 from boom_ray.config import BoomError, Corpus
 from boom_ray.data import environment_sets
 from boom_ray.data.corpus import build_corpus, tokenise
+from boom_ray.data.parts import COUNTS
 from boom_ray.data.python_environment import list_packages, read_package
 from boom_ray.data.schema import fold
 from boom_ray.data.tokens import TokenStore, train_tokenizer
@@ -70,7 +71,7 @@ def _rows(out):
 
 def _check(counts):
     for c in counts.values():
-        assert c["rows_in"] == c["rejected"] + c["decontaminated"] + c["duplicates"] + c["capped"] + c["rows"]
+        assert c["rows_in"] == sum(c[key] for key in COUNTS if key not in ("rows_in", "negatives_decontaminated"))
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def data(tmp_path):
 
 def test_counts_are_exact_with_duplicates_across_files(tmp_path, data):
     counts, out = _build(tmp_path)
-    zero = {"rejected": 0, "decontaminated": 0, "negatives_decontaminated": 0, "capped": 0}
+    zero = {"rejected": 0, "near_duplicates": 0, "decontaminated": 0, "negatives_decontaminated": 0, "capped": 0}
     assert counts == {
         "a": zero | {"rows_in": 41, "duplicates": 1, "rows": 40},
         "shared": zero | {"rows_in": 16, "duplicates": 6, "rows": 10},
@@ -212,7 +213,7 @@ def test_what_makes_no_corpus_says_so(tmp_path):
         _build(tmp_path, name="4")
     _write(tmp_path / "data" / "a.jsonl", [_retrieval("x")])
     twice = [{"path": str(tmp_path / "data"), "instruction": {"query": q}} for q in ("a", "b")]
-    with pytest.raises(BoomError, match="two sources with different instructions"):
+    with pytest.raises(BoomError, match="two sources with different 'instruction'"):
         _build(tmp_path, name="5", datasets=twice)
 
 

@@ -11,7 +11,14 @@ import pytest
 from boom_ray.config import BoomError
 from boom_ray.data.parts import ROWS
 from boom_ray.data.schema import row_id
-from boom_ray.data.tokens import TokenStore, save_effective_tokenizer, tokenise_shard, train_tokenizer
+from boom_ray.data.tokens import (
+    TokenJob,
+    TokenStore,
+    label_key,
+    save_effective_tokenizer,
+    tokenise_shard,
+    train_tokenizer,
+)
 
 DATASETS = [
     {"name": "plain", "task_type": "retrieval", "rows": 300, "instruction": {"query": "", "passage": ""}},
@@ -23,7 +30,7 @@ def _row(number):
     name = DATASETS[number >= 300]["name"]
     query, pos = f"readCsvFile number_{number} été", [f"def read_csv_{number}(path): return parse(path, {number})"]
     neg = [f"negative {number} {k} " + "word " * 60 for k in range(number % 3)]
-    return [row_id(name, query, pos), name, "retrieval", query, pos, neg, 0.5 if name == "asked" else None]
+    return [row_id(name, query, pos), name, "retrieval", query, pos, neg, 0.5 if name == "asked" else None, "x"]
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +58,10 @@ def tokenizer(corpus, tmp_path_factory):
 def store(corpus, tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("tokens")
     (out / "datasets.json").write_text((corpus / "datasets.json").read_text())
-    save_effective_tokenizer(tokenizer, 32, out / "tokenizer.tmp")
-    totals = [
-        tokenise_shard(shard, out / "tokenizer.tmp", out / "datasets.json", out)
-        for shard in sorted(corpus.glob("rows-*"))
-    ]
+    job = TokenJob(out / "tokenizer.json", out / "datasets.json", out)
+    save_effective_tokenizer(tokenizer, 32, job.tokenizer)
+    totals = [tokenise_shard(shard, job) for shard in sorted(corpus.glob("rows-*"))]
+    assert [job.finished(shard) for shard in sorted(corpus.glob("rows-*"))] == totals
     assert sum(t["rows"] for t in totals) == 500
     assert sum(t["texts"] for t in totals) == 500 + 500 + sum(n % 3 for n in range(500))
     return TokenStore(out)
@@ -90,12 +96,13 @@ def test_ids_equal_those_of_the_auto_tokenizer(store, tokenizer):
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     for number, row in zip(range(500), store.take(np.arange(500)), strict=True):
-        identity, name, _, query, pos, neg, _ = _row(number)
+        identity, name, _, query, pos, neg, _, label = _row(number)
         prompt = DATASETS[name == "asked"]["instruction"]
         assert row.id == identity
         texts = [prompt["query"] + query, *(prompt["passage"] + t for t in pos + neg)]
         expected = loaded(texts, truncation=True, max_length=32)["input_ids"]
         assert [row.query.tolist(), *(t.tolist() for t in row.pos + row.neg)] == expected
+        assert row.label == label_key(name, label) != 0
         assert (len(row.pos), len(row.neg)) == (1, number % 3)
         assert all(t.dtype == np.int32 for t in [row.query, *row.pos, *row.neg])
     assert max(len(n) for row in store.take(np.arange(9)) for n in row.neg) == 32
