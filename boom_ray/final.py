@@ -51,7 +51,8 @@ class Final:
         """Stream the members into one model with these merge weights and this scale, from the cached Gram matrices."""
         from boom_ray.merge.gram import Grams
         from boom_ray.merge.methods import coefficients
-        from boom_ray.merge.stream import MergeOptions, merge_weights
+        from boom_ray.merge.stream import MergeOptions, plan_coefficients
+        from boom_ray.merging import merge_on_cluster
 
         settings, keys = self._task.recipe.merge, self._task.keys
         members = [self._ledger.path(key) for key in keys.members]
@@ -60,14 +61,15 @@ class Final:
         key = keys.merges[name]
         scratch = self._ledger.scratch("merges", key.name)  # a known place: a merge that was killed goes on there
         options = MergeOptions(shard_size=settings.shard_size.replace(" ", ""))
-        merge_weights(chosen, members, self._ledger.path(keys.base), scratch, options=options)
+        plan = plan_coefficients(chosen, members, self._ledger.path(keys.base), scratch, options=options)
+        nodes = merge_on_cluster(plan)
         inputs = {"members": [member.identity for member in keys.members], "base": keys.base.identity}
         with self._ledger.stage(key, inputs=inputs) as stage:
             stage.path.rmdir()
             scratch.rename(stage.path)
             recipe = mergekit_recipe(self._task, weights, scale)
             (stage.path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-            stage.meta.update(weights=list(weights), scale=scale, method=settings.method)
+            stage.meta.update(weights=list(weights), scale=scale, method=settings.method, tensors_by_node=nodes)
 
     def score(self, name: str, model: Key, key: Key) -> None:
         """Score one model on all sets with mteb, and on both dev halves."""

@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,12 @@ class Ledger:
             raise BoomError(f"{self.path(key)} has not been made yet. `boom-ray run` makes what is missing.") from None
         except ValueError:
             raise BoomError(f"{file} is damaged. Delete {self.path(key)}; the next run makes it again.") from None
+
+    def manifests(self, kind: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Directory and manifest of every committed artifact of a kind, sorted by name; damaged ones are left out."""
+        for file in sorted((self.root / kind).glob(f"[!.]*/{PUBLISHED_MANIFEST if kind == PUBLISHED else MANIFEST}")):
+            with suppress(ValueError):
+                yield file.parent, json.loads(file.read_text())
 
     def read_json(self, key: Key, file: str) -> Any:
         return json.loads((self.path(key) / file).read_text())

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from boom_ray.config import BoomError
+
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -68,3 +70,16 @@ def hardware() -> dict[str, Any]:
     total = ray.cluster_resources()
     memory = total.get("memory", 0.0) / 2**30
     return {"cpus": int(total.get("CPU", 0)), "gpus": int(total.get("GPU", 0)), "memory_gib": round(memory, 1)}
+
+
+def get(reference: Any) -> Any:
+    """``ray.get``; a user's mistake that surfaced in a worker is raised as itself, not as a traceback."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, BoomError):
+            raise BoomError(str(error.cause)) from None
+        raise

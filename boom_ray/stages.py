@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
-from boom_ray.config import Base, BoomError
+from boom_ray.config import Base
 from boom_ray.data.schedule import Batch
 from boom_ray.final import Final, FinalTask
 from boom_ray.ledger import Key
+from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
 
 def make_start(base: Base, corpus: Path, seed: int, out: Path) -> None:
     """Write the start of all members: an imported base, or a tokenizer trained on the corpus and random weights."""
-    _get(_make_start.remote(base, str(corpus), seed, str(out)))
+    get(_make_start.remote(base, str(corpus), seed, str(out)))
 
 
 @ray.remote(num_cpus=1, max_retries=0)
@@ -37,7 +37,7 @@ def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
 def warm(task: MemberTask, batches: Sequence[Batch]) -> None:
     """Train on plain torch in one process that has a node's cores (or one GPU) to itself."""
     gpus = min(1.0, ray.cluster_resources().get("GPU", 0.0))
-    _get(_warm.options(num_cpus=task.threads, num_gpus=gpus).remote(task, list(batches)))
+    get(_warm.options(num_cpus=task.threads, num_gpus=gpus).remote(task, list(batches)))
 
 
 @ray.remote(max_retries=0)
@@ -47,18 +47,6 @@ def _warm(task: MemberTask, batches: list[Batch]) -> None:
     train_plain(task, batches)
 
 
-def make_grams(members: Sequence[Path], base: Path, out: Path) -> None:
-    """Pass one of the merge: inner products of members and base, kept as a file of kilobytes."""
-    _get(_make_grams.remote([str(m) for m in members], str(base), str(out)))
-
-
-@ray.remote(num_cpus=1, max_retries=1)
-def _make_grams(members: list[str], base: str, out: str) -> None:
-    from boom_ray.merge.gram import gram
-
-    gram([Path(m) for m in members], Path(base)).save(Path(out) / "grams.npz")
-
-
 class FinalHandle:
     """The final actor, with all cores of a node (and a GPU where there is one)."""
 
@@ -66,20 +54,10 @@ class FinalHandle:
         self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
-        _get(self._actor.merge.remote(name, list(weights), scale))
+        get(self._actor.merge.remote(name, list(weights), scale))
 
     def score(self, name: str, model: Key, key: Key) -> None:
-        _get(self._actor.score.remote(name, model, key))
+        get(self._actor.score.remote(name, model, key))
 
     def publish(self, summary: dict[str, Any]) -> None:
-        _get(self._actor.publish.remote(summary))
-
-
-def _get(reference: Any) -> Any:
-    """The result; a user's mistake that surfaced in a worker is raised as itself, not as a traceback."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, BoomError):
-            raise BoomError(str(error.cause)) from None
-        raise
+        get(self._actor.publish.remote(summary))

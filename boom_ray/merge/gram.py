@@ -55,6 +55,18 @@ class Grams:
         lengths = np.where(lengths > 0, lengths, 1.0)
         return total / np.outer(lengths, lengths)
 
+    def fits(self, fingerprints: Sequence[str]) -> bool:
+        """Whether these files (members, then base) have the base and a member of this one: it can grow to them."""
+        same_base = not self.has_base or self.fingerprints[-1] == fingerprints[-1]
+        return same_base and bool(set(self.fingerprints[: self.members]) & set(fingerprints))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Grams]) -> Grams:
+        """Grams of all tensors from those of some tensors each, of the same members."""
+        first = parts[0]
+        matrices = {name: matrix for part in parts for name, matrix in part.matrices.items()}
+        return cls(first.members, first.has_base, matrices, first.fingerprints)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an ``.npz``; a few kilobytes."""
         head = {"members": self.members, "has_base": self.has_base, "fingerprints": self.fingerprints}
@@ -91,7 +103,7 @@ def gram(
     """One pass over all members. Any number of workers, and growing from ``known``, give the same bits.
 
     Args:
-        known: Grams of the first few of these members with the same base: only pairs with a new member are computed.
+        known: Grams of some of these members with the same base: only pairs with a new member are computed.
         workers: threads, default one per core; window: bytes of the members in memory at once (None: no limit).
 
     Raises:
@@ -105,34 +117,34 @@ def gram(
 def gram_of(engine: Engine, names: Sequence[str], known: Grams | None = None) -> Grams:
     """Grams of some tensors, on an open engine."""
     members = engine.members
-    old = _check_known(members, known)
-    pairs = members_pairs(members, old)
+    places = _known_places(members, known)
+    pairs = _unknown_pairs(len(members.checkpoints), places)
     found = engine.gram(names, pairs)
     matrices = {}
     for name in names:
         matrix = np.empty((len(members.checkpoints),) * 2)
         if known is not None:
-            spots = [*range(old), *([len(matrix) - 1] if members.has_base else [])]
-            matrix[np.ix_(spots, spots)] = known.matrices[name]
+            matrix[np.ix_(list(places), list(places))] = known.matrices[name][
+                np.ix_(list(places.values()), list(places.values()))
+            ]
         for (i, j), value in zip(pairs, found[name], strict=True):
             matrix[i, j] = matrix[j, i] = value
         matrices[name] = matrix
     return Grams(members.count, members.has_base, matrices, members.fingerprints)
 
 
-def members_pairs(members: Members, old: int = 0) -> np.ndarray:
-    """Index pairs (P, 2) whose inner products are computed: all, or those with a member from ``old`` on."""
-    size = len(members.checkpoints)
-    new = range(old, members.count)
-    pairs = [(i, j) for i in range(size) for j in range(i + 1) if not old or i in new or j in new]
+def _unknown_pairs(size: int, places: Mapping[int, int]) -> np.ndarray:
+    """Index pairs (P, 2) whose inner products are to be computed."""
+    pairs = [(i, j) for i in range(size) for j in range(i + 1) if not (i in places and j in places)]
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _check_known(members: Members, known: Grams | None) -> int:
+def _known_places(members: Members, known: Grams | None) -> dict[int, int]:
+    """Vector of ``members`` → the same vector in ``known``."""
     if known is None:
-        return 0
-    prints = members.fingerprints
-    expected = prints[: known.members] + (prints[-1:] if members.has_base else ())
-    if known.has_base != members.has_base or known.members > members.count or known.fingerprints != expected:
+        return {}
+    there = {print_: k for k, print_ in enumerate(known.fingerprints)}
+    places = {k: there[print_] for k, print_ in enumerate(members.fingerprints) if print_ in there}
+    if known.has_base != members.has_base or not known.fits(members.fingerprints):
         raise BoomError("the known Gram matrices are of other members or files. Compute them again without them.")
-    return known.members
+    return places

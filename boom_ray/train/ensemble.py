@@ -48,10 +48,11 @@ def train_ensemble(
     placements: Sequence[Placement],
     room: Room,
     tick: Callable[[], None],
+    landed: Callable[[], None] = lambda: None,
 ) -> None:
     """Train every member of ``work`` (its task and its global batches); returns when all have ended.
 
-    ``tick`` is called about once a second, to show progress.
+    ``tick`` is called about once a second, to show progress, and ``landed`` after each member that is committed.
 
     Raises:
         BoomError: names the members that failed; the others are trained and kept.
@@ -74,6 +75,8 @@ def train_ensemble(
                 name = running.pop(future).name
                 if error := future.exception():
                     failures[name] = error
+                else:
+                    landed()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # after an interrupt nobody waits for a fit() that goes on
     if failures:
