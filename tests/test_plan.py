@@ -39,7 +39,9 @@ IMPORTED = {**RAW, "base": {"model": "x"}}
 
 def _named(keys: Keys) -> dict[str, Key]:
     """Every artifact of a run by a name of its own."""
-    single = {f.name: getattr(keys, f.name) for f in fields(keys) if f.name not in ("members", "merges", "scores")}
+    single = {
+        f.name: getattr(keys, f.name) for f in fields(keys) if f.name not in ("members", "merges", "scores", "rules")
+    }
     merges = {f"merge-{name}": key for name, key in keys.merges.items()}
     scores = {f"score {name}": key for name, key in keys.scores.items()}
     return {**single, **{f"member-{i}": key for i, key in enumerate(keys.members)}, **merges, **scores}
@@ -81,6 +83,28 @@ def test_a_changed_ratio_makes_new_one_member_and_what_reads_it(member):
     ratios[member] = 0.3
     # the artifact "bags" holds the thresholds of all members, so it is drawn again (milliseconds)
     assert _by(("bags.ratios", ratios)) == {f"member-{member}", f"score member-{member}", "bags"} | AFTER_MEMBERS
+
+
+GROUPED = {**RAW, "bags": {"kind": "dataset"}}
+NAMED = replace(WORLD, datasets=(("a", "retrieval"), ("b", "sts"), ("c", "retrieval")))
+
+
+def _grouped(*changes: tuple[str, Any]) -> set[str]:
+    return _by(*changes, raw=GROUPED, world=NAMED)
+
+
+def test_a_member_per_dataset_or_task_type():
+    keys = derive_keys(_recipe(raw=GROUPED), NAMED)
+    assert [rule.label for rule in keys.rules] == ["a", "b", "c"]
+    assert len(keys.members) == 3
+    assert [rule.label for rule in derive_keys(_recipe(("bags.kind", "task_type"), raw=GROUPED), NAMED).rules] == [
+        "retrieval",
+        "sts",
+    ]
+    # a factor on one dataset makes its member new, and no other
+    changed = _grouped(("bags.dataset_ratios", {"b": 0.5}))
+    assert changed == {"member-1", "score member-1", "bags"} | AFTER_MEMBERS
+    assert _grouped(("bags.temperature", 2.0)) == {"bags"}  # one dataset is even with itself
 
 
 def test_one_more_member_leaves_the_others():
@@ -137,7 +161,15 @@ CHANGES = [
     ("base.build.warm_steps", 3, AFTER_BASE),
     ("train.batch_size", 32, AFTER_BASE),
     ("corpus.dev.fraction", 0.1, AFTER_BASE | {"bags"}),
-    ("bags.nested", True, MEMBERS | AFTER_MEMBERS | {"bags"}),
+    # the first member's bag is the same: it is the one that the others lie around
+    ("bags.nested", True, MEMBERS - {"member-0", "score member-0"} | AFTER_MEMBERS | {"bags"}),
+    ("bags.temperature", 2.0, MEMBERS | AFTER_MEMBERS | {"bags"}),
+    ("bags.dataset_ratios", {"a": 0.5}, MEMBERS | AFTER_MEMBERS | {"bags"}),
+    ("bags.dataset_ratios", {"a": 1.0}, {"bags"}),  # says nothing new: no member trains again
+    ("bags.kind", "bootstrap", MEMBERS | AFTER_MEMBERS | {"bags"}),
+    ("bags.resample", "multinomial", {"bags"}),
+    ("train.schedule", "two_stage", AFTER_BASE),
+    ("resources.staging", "/disk", set()),
     ("search.trials", 99, {"search", "merge-searched", "score merge-searched", "published"}),
     ("search.scale", [1, 1], {"search", "merge-searched", "score merge-searched", "published"}),
     ("merge.method", "linear", FINAL | {"search"}),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from boom_ray.config import Bags
+from boom_ray.data.bag_rules import bag_rules
 from boom_ray.data.bagging import bag_rows, dev_rows, draw
 from boom_ray.data.membership import corpus_rows, counts
 
@@ -16,9 +19,10 @@ def test_rows_of_a_tokenised_corpus(small_tokens):
     assert len(np.unique(rows.ids, axis=0)) == 160
 
 
-def test_counts_by_brute_force(small_tokens):
+@pytest.mark.parametrize("kind", ["subset", "bootstrap"])
+def test_counts_by_brute_force(small_tokens, kind):
     rows = corpus_rows(small_tokens)
-    drawn = draw(rows, (0.25, 0.5, 1.0), False, (0.1, 5), 3)
+    drawn = draw(rows, bag_rules(Bags(ratios=(0.25, 0.5, 1.0), kind=kind)), (0.1, 5), 3)
     told = counts(rows, drawn)
     assert told["ratios"] == [0.25, 0.5, 1.0]
     bags = [bag_rows(rows, drawn, bag) for bag in drawn.bags]
@@ -30,6 +34,7 @@ def test_counts_by_brute_force(small_tokens):
         for member, bag in zip(entry["members"], bags, strict=True):
             mine = set(bag[name].tolist())
             assert member["in_bag"] == len(mine)
+            assert member["drawn"] == len(bag[name])
             assert member["out_of_bag"] == len(training - mine)
             assert member["shared"] == [len(mine & set(other[name].tolist())) for other in bags]
-        assert entry["members"][-1]["out_of_bag"] == 0
+        assert (entry["members"][-1]["out_of_bag"] == 0) == (kind == "subset")

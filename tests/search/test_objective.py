@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from boom_ray.config import BoomError
+from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import dev_rows, draw, membership_hash
-from boom_ray.data.batches import DrawSettings, assemble
+from boom_ray.data.batches import DrawSettings
 from boom_ray.data.membership import corpus_rows
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.search.objective import dev_batches, dev_losses, relative_loss
-from boom_ray.train.losses import NO_IN_BATCH
 
 DRAW = DrawSettings(17, 2)
 
 
 @pytest.fixture(scope="module")
 def drawn(small_tokens):
-    return draw(corpus_rows(small_tokens), (0.5, 1.0), False, (0.1, 12), 3)
+    return draw(corpus_rows(small_tokens), [BagRule("subset", 0.5, 0), BagRule("subset", 1.0, 1)], (0.1, 12), 3)
 
 
 @pytest.mark.parametrize("half", ["a", "b"])
@@ -44,7 +44,7 @@ def test_dev_batches_hold_the_dev_rows_of_lowest_hash(small_tokens, drawn, half)
 
 
 def test_a_corpus_without_dev_rows_is_refused(small_tokens):
-    drawn = draw(corpus_rows(small_tokens), (1.0,), False, (0.0001, 0), 3)
+    drawn = draw(corpus_rows(small_tokens), [BagRule("subset", 1.0, 0)], (0.0001, 0), 3)
     with pytest.raises(BoomError, match=r"corpus\.dev\.fraction"):
         dev_batches(small_tokens, drawn, "a", 200, DRAW)
 
@@ -58,7 +58,7 @@ def test_losses_by_brute_force_from_encoded_vectors(small_base, small_tokens, dr
     for batch in batches:
         one = _vectors(encoder, batch.queries), _vectors(encoder, batch.candidates)
         cosine = (one[0] @ one[1].T) / 0.05
-        if batch.scores is not None:
+        if batch.dataset == "alike":
             own = np.diagonal(cosine)
             pairs = [
                 math.exp(own[j] - own[i])
@@ -93,7 +93,7 @@ def _info_nce(logits: np.ndarray, batch) -> float:
             for c, candidate in enumerate(batch.candidates)
             if c == i
             or (
-                (batch.task_type not in NO_IN_BATCH or batch.owners[c] == i)
+                (batch.in_batch[i] or batch.owners[c] == i)
                 and candidate.tobytes() not in (positive.tobytes(), query.tobytes())
             )
         ]
@@ -113,4 +113,3 @@ def test_relative_loss():
 def test_an_empty_draw_of_negatives_is_a_draw(small_tokens, drawn):
     batch = dev_batches(small_tokens, drawn, "a", 200, DrawSettings(17, 0))[0]
     assert len(batch.candidates) == len(batch.queries)
-    assert assemble(0, ("x", "retrieval"), [], 0, DRAW, 0).texts == 0

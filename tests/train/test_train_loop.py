@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_ray.config import BoomError, Train
-from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
-from boom_ray.data.schedule import Batch, batch_shuffle
+from boom_ray.data.batches import BatchReader, DrawSettings, Slice, TrainBatch, local_feed, order_digest
+from boom_ray.data.schedule import MIXED, Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
 from boom_ray.train.engine import PlainEngine, freeze_unused, parameter_groups
-from boom_ray.train.loop import LoopSettings, StepRecord, global_loss, learning_rate, train
+from boom_ray.train.gather import gather_rows
+from boom_ray.train.loop import LoopSettings, StepRecord, batch_loss, global_loss, learning_rate, train
 from boom_ray.train.member import MemberTask, train_plain
 
 TRAIN = Train(batch_size=16, learning_rate=1e-3, temperature=0.05, hard_negatives=2, chunk_tokens=256)
@@ -73,11 +74,12 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_zero_after_the_last_step(s
 @pytest.mark.parametrize("dataset", ["ask", "sort", "group", "alike"])
 def test_the_loss_and_its_gradient_do_not_depend_on_how_texts_are_cut(encoder, batches, dataset):
     batch = next(b for b in batches if b.dataset == dataset)
+    rows = gather_rows(batch)
     encoder.backbone.eval()
     values, gradients = [], []
     for chunk_tokens in (10**6, 256, 64):
         encoder.backbone.zero_grad()
-        loss = global_loss(encoder.backbone, batch, _settings(encoder, 1, chunk_tokens=chunk_tokens))
+        loss = global_loss(encoder.backbone, batch, rows, _settings(encoder, 1, chunk_tokens=chunk_tokens))
         loss.backward()
         values.append(float(loss.detach()))
         used = [p.grad.flatten() for p in encoder.backbone.parameters() if p.grad is not None]
@@ -117,6 +119,7 @@ def test_training_lowers_the_loss_and_logs_every_step(encoder, batches):
     assert [r.step for r in records] == list(range(3 * len(batches)))
     assert [r.dataset for r in records] == [b.dataset for b in rounds]
     assert [(r.rows, r.texts, r.tokens) for r in records] == [(b.global_rows, b.texts, b.tokens) for b in rounds]
+    assert [r.digest for r in records] == [order_digest(b.row_keys) for b in rounds]
     assert [r.learning_rate for r in records] == [learning_rate(r.step, settings.steps, 1e-3, 0.1) for r in records]
     first, last = records[: len(batches)], records[-len(batches) :]
     assert np.mean([r.loss for r in last]) < 0.9 * np.mean([r.loss for r in first])
@@ -161,7 +164,7 @@ def test_two_runs_give_the_same_bytes(small_base, small_tokens, store, tmp_path)
     assert (one / "model.safetensors").read_bytes() != (small_base() / "model.safetensors").read_bytes()
     meta = manifest["meta"]
     assert (meta["ratio"], meta["steps"], meta["width"], meta["rows"]) == (0.5, len(schedule), 1, 160)
-    assert meta["losses"] == other["meta"]["losses"]
+    assert (meta["losses"], meta["order"]) == (other["meta"]["losses"], other["meta"]["order"])
     log = (ledger.root / "scratch" / "members" / f"member-0-{'0' * 16}.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log[1:]] == list(range(len(schedule)))
 
@@ -177,3 +180,42 @@ def test_a_member_has_the_tensors_of_its_base(small_base, small_tokens, store, t
     assert {n: (t.shape, t.dtype) for n, t in base.items()} == {n: (t.shape, t.dtype) for n, t in member.items()}
     same = {n for n in base if torch.equal(base[n], member[n])}
     assert same == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 0.3])
+@pytest.mark.parametrize("graded", ["some", "none", "all"])
+def test_the_loss_of_a_mixed_batch_by_brute_force(store, margin, graded):
+    """Rows of all datasets, with and without labels: loops over the definition, in float64."""
+    rows = np.random.default_rng(4).permutation(len(store))[:40]
+    kinds = {"some": [True, False], "none": [False], "all": [True]}[graded]
+    names = [d["name"] for d in store.datasets]
+    rows = np.array([r for r in rows if (names[store.dataset[r]] == "alike") in kinds])
+    batch = BatchReader(store, DrawSettings(1, 2))(Slice(0, 0, MIXED, rows, len(rows)))
+    batch = dataclasses.replace(batch, labels=(batch.row_keys % np.uint64(4)).astype(np.int64))
+    vectors = np.random.default_rng(5).normal(size=(len(rows) + len(batch.candidates), 6))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    value = batch_loss(torch.from_numpy(vectors), gather_rows(batch), 0.5, margin)
+    assert float(value) == pytest.approx(_loss_by_hand(batch, vectors, 0.5, margin), rel=1e-12)
+
+
+def _loss_by_hand(batch: TrainBatch, vectors: np.ndarray, temperature: float, margin: float | None) -> float:
+    size = len(batch.queries)
+    cosine = vectors[:size] @ vectors[size:].T
+    plain = [i for i in range(size) if math.isnan(batch.scores[i])]
+    graded = [i for i in range(size) if i not in plain]
+    texts = [{batch.queries[i].tobytes(), batch.candidates[i].tobytes()} for i in range(size)]
+    total = 0.0
+    for i in plain:
+        seen = []
+        for c, candidate in enumerate(batch.candidates):
+            owner = int(batch.owners[c])
+            alike = [j for j in plain if batch.labels[i] and batch.labels[j] == batch.labels[i]]
+            wrong = any(candidate.tobytes() in texts[j] for j in (i, *alike))
+            wrong |= margin is not None and cosine[i, c] > cosine[i, i] + margin
+            if c == i or (owner in plain and (batch.in_batch[i] or owner == i) and not wrong):
+                seen.append(math.exp((cosine[i, c] - cosine[i, i]) / temperature))
+        total += math.log(math.fsum(seen))
+    pairs = [(i, j) for i in graded for j in graded if batch.scores[i] > batch.scores[j]]
+    own = cosine.diagonal()
+    total += len(graded) * math.log1p(math.fsum(math.exp((own[j] - own[i]) / temperature) for i, j in pairs))
+    return total / size

@@ -53,9 +53,13 @@ def _cases() -> list[tuple[str, int]]:
     return CASES
 
 
-@pytest.mark.parametrize("case", range(10), ids=lambda i: "{}-{}".format(*_cases()[i]))
+CASES = _cases()
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "{}-{}".format(*CASES[i]))
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(results, case):
     one, two = (results[world]["gradients"][case] for world in (1, 2))
+    assert one["digest"] == two["digest"]
     assert two["loss"][0] == two["loss"][1]  # every rank knows the loss of the global batch
     assert float(two["loss"][0]) == pytest.approx(float(one["loss"][0]), rel=1e-6, abs=1e-7)
     scale = torch.cat([g.flatten() for g in one["gradients"].values()]).norm()
@@ -86,7 +90,7 @@ def test_deepspeed_takes_the_steps_of_plain_torch(results, stage):
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_two_ranks_of_deepspeed_take_the_steps_of_one(results, stage):
     """Sums in another order: Adam enlarges the rounding of entries whose gradients are near zero."""
-    assert min(results[2][f"zero-{stage}"]["rows"]) == 1  # a rank without rows takes part too
+    assert min(results[2][f"zero-{stage}"]["rows"])[0] == 1  # a rank without rows takes part too
     _compare(results[2][f"zero-{stage}"], results[1]["plain"], 2e-4)
 
 
