@@ -26,6 +26,7 @@ from boom_ray.config import BoomError, Mine
 from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
+from boom_ray.data.workers import on_workers
 from boom_ray.resources import Bundle
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 Counts = dict[str, dict[str, int]]
 Say = Callable[[str], None]
-Work = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,22 @@ def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
     entries = mined_datasets(task.corpus, task.settings)
     places = [_place(task, place, entry["name"]) for place, entry in entries.items()]
     plain = [(entry["name"], entry["task_type"], p.texts) for entry, p in zip(entries.values(), places, strict=True)]
-    sizes = _on_actors(task, partial(_ready, partial(_index, task.corpus)), plain, _progress(say, "datasets numbered"))
-    for number, model in enumerate(task.settings.models):
-        texts = [_Texts(p, e, s, number) for p, e, s in zip(places, entries.values(), sizes, strict=True)]
-        label = f"{model} ({number + 1} of {len(task.settings.models)}):"
-        todo = [unit for t in texts for unit in t.embeddings() if not unit.target.is_file()]
-        _on_actors(task, partial(_Embedder, model, task), todo, _progress(say, f"{label} shards of texts embedded"))
-        ranks = [unit for t in texts for unit in t.rankings(task.settings.ranks) if not unit.numbers.is_file()]
-        _on_actors(task, partial(_ready, _rank), ranks, _progress(say, f"{label} shards of queries ranked"))
-    write = partial(write_shard, datasets=places, settings=task.settings, out=out)
-    written = _on_actors(task, partial(_ready, write), row_shards(task.corpus), _progress(say, "row shards written"))
+    sizes = on_workers(partial(_index, task.corpus), plain)
+    texts = [
+        _Texts(place, entry, size, model)
+        for model in range(len(task.digests))
+        for place, entry, size in zip(places, entries.values(), sizes, strict=True)
+    ]
+    _on_actors(task, _Embedder, _unfinished(t.embeddings() for t in texts), _progress(say, "shards of texts embedded"))
+    _on_actors(
+        task,
+        _Ranker,
+        _unfinished(t.rankings(task.settings.ranks) for t in texts),
+        _progress(say, "shards of queries ranked"),
+    )
+    written = on_workers(
+        partial(write_shard, datasets=places, settings=task.settings, out=out), row_shards(task.corpus)
+    )
     counts = _total(places, written)
     _write_rest(task, counts, out)
     return counts
@@ -128,8 +134,9 @@ def _index(corpus: Path, item: tuple[str, str, Path]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """A shard of texts to embed."""
+    """A shard of texts for a model (its place in the settings) to embed."""
 
+    model: int
     texts: Path
     prompt: str
     target: Path
@@ -137,13 +144,13 @@ class _Embedding:
 
 @dataclass(frozen=True)
 class _Ranking:
-    """A shard of queries to rank passages for."""
+    """A shard of queries to rank passages for. ``target`` gets the numbers of passages, ``scores`` their cosines."""
 
     queries: Path
     passages: tuple[Path, ...]
     ranks: tuple[int, int]
-    numbers: Path
     scores: Path
+    target: Path
 
 
 @dataclass(frozen=True)
@@ -158,40 +165,66 @@ class _Texts:
     def embeddings(self) -> Iterator[_Embedding]:
         for kind, role in zip(KINDS, ("query", "passage"), strict=True):
             for number, target in enumerate(self._vectors(kind)):
-                yield _Embedding(text_shard(self.place.texts, kind, number), self.entry["instruction"][role], target)
+                yield _Embedding(
+                    self.model, text_shard(self.place.texts, kind, number), self.entry["instruction"][role], target
+                )
 
     def rankings(self, ranks: tuple[int, int]) -> Iterator[_Ranking]:
         passages, folder = self._vectors("passages"), self.place.rankings[self.model]
         for number, queries in enumerate(self._vectors("queries")):
-            yield _Ranking(
-                queries, passages, ranks, folder / f"numbers-{number:05d}.npy", folder / f"scores-{number:05d}.npy"
-            )
+            scores, target = (folder / f"{name}-{number:05d}.npy" for name in ("scores", "numbers"))
+            yield _Ranking(queries, passages, ranks, scores, target)
 
     def _vectors(self, kind: str) -> tuple[Path, ...]:
         shards = -(-self.sizes[kind] // TEXTS_PER_SHARD)
         return tuple(self.place.vectors[self.model] / f"{kind}-{number:05d}.npy" for number in range(shards))
 
 
+def _unfinished(units: Iterable[Iterable[Any]]) -> list[Any]:
+    return [unit for some in units for unit in some if not unit.target.is_file()]
+
+
 class _Embedder:
-    """One actor's model; ``embedder(unit)`` writes the unit's vectors."""
+    """``embedder(unit)`` writes the unit's vectors. It holds one model at a time: units come model by model."""
 
-    def __init__(self, model: str, task: MineTask) -> None:
-        from boom_ray.base import resolve_base
-        from boom_ray.encoder import Encoder
-
-        self._encoder: Encoder = Encoder.load(resolve_base(model, None))
-        self._chunk_tokens = task.chunk_tokens
+    def __init__(self, task: MineTask) -> None:
+        _use_threads(task.bundle.cpus)
+        self._task = task
+        self._held: tuple[int, Encoder] | None = None
 
     def __call__(self, unit: _Embedding) -> None:
         texts = read_texts(unit.texts).to_pylist()
-        _save(unit.target, self._encoder.encode(texts, prompt=unit.prompt, chunk_tokens=self._chunk_tokens))
+        encoder = self._encoder(unit.model)
+        _save(unit.target, encoder.encode(texts, prompt=unit.prompt, chunk_tokens=self._task.chunk_tokens))
+
+    def _encoder(self, model: int) -> Encoder:
+        from boom_ray.base import resolve_base
+        from boom_ray.encoder import Encoder
+
+        if self._held is None or self._held[0] != model:
+            self._held = None  # first, so that two are never held
+            self._held = (model, Encoder.load(resolve_base(self._task.settings.models[model], None)))
+        return self._held[1]
 
 
-def _rank(unit: _Ranking) -> None:
-    first, end = unit.ranks
-    numbers, scores = nearest(np.load(unit.queries), Matrix(unit.passages), end)
-    _save(unit.scores, scores[:, first:])
-    _save(unit.numbers, numbers[:, first:])  # last: it says that both are there
+class _Ranker:
+    """``ranker(unit)`` writes the unit's window of ranks."""
+
+    def __init__(self, task: MineTask) -> None:
+        _use_threads(task.bundle.cpus)
+
+    def __call__(self, unit: _Ranking) -> None:
+        first, end = unit.ranks
+        numbers, scores = nearest(np.load(unit.queries), Matrix(unit.passages), end)
+        _save(unit.scores, scores[:, first:])
+        _save(unit.target, numbers[:, first:])  # last: it says that both are there
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the actors are the parallelism
+    torch.set_num_threads(threads)
 
 
 def _save(file: Path, array: np.ndarray) -> None:
@@ -201,58 +234,48 @@ def _save(file: Path, array: np.ndarray) -> None:
     os.replace(f"{file}.tmp", file)
 
 
-def _ready(work: Work) -> Work:
-    return work
-
-
 class _Actor:
     """Does units of a stage; a user's mistake comes back as a value, because Ray wraps what is raised."""
 
-    def __init__(self, make: Callable[[], Work], items: Sequence[Any], threads: int) -> None:
-        import torch
-
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the actors are the parallelism
-        torch.set_num_threads(threads)
-        self._make, self._items = make, items
-        self._work: Work | None = None
+    def __init__(self, make: Callable[[MineTask], Callable[[Any], None]], task: MineTask, units: Sequence[Any]) -> None:
+        self._work, self._units = make(task), units
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            self._work = self._work or self._make()
-            result, mistake = self._work(self._items[row["index"]]), ""
+            self._work(self._units[row["unit"]])
         except BoomError as error:
-            result, mistake = None, str(error)
-        return {"index": row["index"], "result": json.dumps(result), "mistake": mistake}
+            return {"mistake": str(error)}
+        return {"mistake": ""}
 
 
 def _on_actors(
-    task: MineTask, make: Callable[[], Work], items: Sequence[Any], tick: Callable[[int, int], None]
-) -> list[Any]:
-    """What the work that ``make()`` gives returns for each item, in their order; ``tick(done, all)`` along the way."""
-    if not items:
-        return []
+    task: MineTask,
+    make: Callable[[MineTask], Callable[[Any], None]],
+    units: Sequence[Any],
+    tick: Callable[[int, int], None],
+) -> None:
+    """Do the units with what ``make(task)`` gives, on the task's actors; ``tick(done, all)`` meanwhile."""
+    if not units:
+        return
     import ray.data
 
-    actors = min(task.actors, len(items))
-    blocks = np.array_split(np.arange(len(items)), min(len(items), max(_BLOCKS, 4 * actors)))
+    actors = min(task.actors, len(units))
+    blocks = np.array_split(np.arange(len(units)), min(len(units), max(_BLOCKS, 4 * actors)))
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    results: dict[int, Any] = {}
     with ray.data.DataContext.current(context):
-        stream = ray.data.from_arrow([pa.table({"index": block}) for block in blocks]).map(
+        stream = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map(
             _Actor,
-            fn_constructor_args=(make, items, task.bundle.cpus),
+            fn_constructor_args=(make, task, units),
             compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
             num_cpus=task.bundle.cpus,
             num_gpus=task.bundle.gpus,
         )
-        for row in stream.iter_rows():
+        for done, row in enumerate(stream.iter_rows(), start=1):
             if row["mistake"]:
                 raise BoomError(f"corpus.mine: {row['mistake']}")
-            results[row["index"]] = json.loads(row["result"])
-            tick(len(results), len(items))
-    return [results[index] for index in range(len(items))]
+            tick(done, len(units))
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:

@@ -127,10 +127,7 @@ def _rows(shard: Path, dataset: str) -> Iterator[_Row]:
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
             batch = batch.filter(pc.equal(batch.column("dataset"), dataset))
-            names = [n for n in ("query", "pos", "neg", "label") if n in batch.schema.names]
-            columns = [batch.column(name).to_pylist() for name in names]
-            if len(names) == 3:
-                columns.append([None] * len(batch))
+            columns = [batch.column(name).to_pylist() for name in ("query", "pos", "neg", "label")]
             yield from (_Row(query, pos, neg or [], label) for query, pos, neg, label in zip(*columns, strict=True))
 
 

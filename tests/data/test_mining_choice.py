@@ -1,4 +1,4 @@
-"""The rules of mining on hand-made texts and scores: equality, label, margin, turns; and how texts get their numbers."""
+"""The rules of mining on hand-made texts and scores: equality, label, margin, turns; and the numbers of texts."""
 
 from __future__ import annotations
 
