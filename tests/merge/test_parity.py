@@ -85,3 +85,67 @@ def test_equal_to_mergekit_within_its_rounding(
     for name in SHAPES:
         error = np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(ours[name])
         assert error < (2e-5 if case == "karcher" else 1e-6), name  # karcher: mergekit stops at a tangent of 1e-5
+
+
+# Where mergekit 0.1.5 is wrong. Each case says what it does there, so that a later version that differs is noticed.
+
+WRONG = """
+import json, sys, torch
+from mergekit.merge_methods.api import merge_tensors
+torch.manual_seed(0)
+def run(tensors, method, base=None, **parameters):
+    options = {"parameters": parameters, "base_index": base, "dtype": tensors[0].dtype}
+    try:
+        return merge_tensors(tensors, method, **options)
+    except Exception as error:
+        return type(error).__name__
+def far(a, b):
+    return a if isinstance(a, str) else float((a.double() - b.double()).norm() / b.double().norm())
+three = [torch.randn(64, 64) for _ in range(3)]
+same = run(three, "karcher")
+big = torch.randn(33_554_432) * 0.02
+print(json.dumps({
+    "karcher weights": far(run(three, "karcher", weight=[0.2, 0.3, 0.9]), same),
+    "frozen": far(run([three[0]] * 4, "multislerp", 3, weight=[0.2, 0.3, 0.9, 1.0]), three[0]),
+    "zeros": far(run([torch.zeros(8, 8)] * 3, "multislerp", weight=[0.2, 0.3, 0.9]), three[0]),
+    "zero weights": far(run(three, "multislerp", weight=[0.5, 0.5, -1.0]), three[0]),
+    "itself": far(run([big, big], "multislerp", weight=[0.5, 0.5]), big),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def faults() -> dict[str, float | str]:
+    assert PYTHON is not None
+    done = subprocess.run([PYTHON, "-c", WRONG], capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_karcher_there_knows_no_weights(
+    faults: dict[str, float | str], results: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    """It leaves them out (or refuses them); here they move the mean, and a one-hot weight is that member."""
+    assert faults["karcher weights"] == 0.0 or isinstance(faults["karcher weights"], str)
+    root, out = results
+    models = [{"model": str(root / f"m{i}"), "parameters": {"weight": w}} for i, w in enumerate((0.2, 0.3, 0.9))]
+    merge({"merge_method": "karcher", "models": models}, tmp_path / "out")
+    ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), load_file(out["karcher"])
+    name = max(SHAPES, key=lambda n: int(np.prod(SHAPES[n])))
+    assert np.linalg.norm(ours[name] - theirs[name]) > 0.01 * np.linalg.norm(theirs[name])
+
+
+def test_frozen_and_zero_tensors_stop_multislerp_there(faults: dict[str, float | str]) -> None:
+    """Here the base and zeros: tests/merge/test_methods.py."""
+    assert faults["frozen"] == faults["zeros"] == "ValueError"
+
+
+def test_weights_that_sum_to_zero_give_nan_there(faults: dict[str, float | str]) -> None:
+    """Here they are refused: tests/merge/test_methods.py."""
+    found = faults["zero weights"]
+    assert found == "ValueError" or (isinstance(found, float) and np.isnan(found))
+
+
+def test_a_large_tensor_merged_with_itself_is_not_itself_there(faults: dict[str, float | str]) -> None:
+    """float32 norms on the processor: off by thousandths at 33 M elements. Here it is: tests/merge/test_large.py."""
+    assert isinstance(faults["itself"], float)
+    assert faults["itself"] > 1e-3
