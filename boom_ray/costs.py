@@ -23,6 +23,7 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
     tokens = ledger.manifest(keys.tokens)["meta"].get("tokens") if ledger.has(keys.tokens) else None
     corpus_rows = _corpus_rows(ledger, keys)
     costs["corpus"] = Cost(rows=corpus_rows)
+    costs["mine"] = Cost(rows=corpus_rows)
     costs["tokens"] = Cost(rows=corpus_rows, tokens=tokens)
     costs["start"] = Cost(bytes=size)
     if recipe.base.build:

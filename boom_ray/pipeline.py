@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from boom_ray.config import Recipe
 from boom_ray.evaluate import sets as eval_sets
-from boom_ray.evaluate.sets import EvalSet
 from boom_ray.ledger import Key, Ledger
-from boom_ray.plan import MERGES, Keys, derive_keys, missing
+from boom_ray.plan import MERGES, Keys, World, derive_keys, missing
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, resolve_run_dir
+from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation
 
 if TYPE_CHECKING:
     from boom_ray.merging import GramTask
@@ -43,6 +42,7 @@ class RunResult:
 class _Run:
     recipe: Recipe
     ledger: Ledger
+    world: World
     keys: Keys
     echo: Echo
 
@@ -74,7 +74,7 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
     ledger = Ledger.open(resolve_run_dir(recipe, run_dir), recipe.name)
     world = look(recipe)
-    run = _Run(recipe, ledger, derive_keys(recipe, world), echo)
+    run = _Run(recipe, ledger, world, derive_keys(recipe, world), echo)
     todo = missing(list_steps(run.recipe, ledger, run.keys))
     if todo:
         from boom_ray.session import hardware, ray_session
@@ -97,6 +97,7 @@ def _carry_out(run: _Run) -> None:
     if run.recipe.base.model:
         _start(run)  # first, so that a base that cannot be used costs no corpus
     _corpus(run)
+    _mine(run)
     _start(run)
     _tokens(run)
     _bags(run)
@@ -145,6 +146,22 @@ def _corpus(run: _Run) -> None:
         run.echo(f"  {name}: {count['rows']} rows of {count['rows_in']} ({because})")
 
 
+def _mine(run: _Run) -> None:
+    settings, keys = run.recipe.corpus.mine, run.keys
+    if settings is None or not _stage(run, keys.mined, f"mine: hard negatives by {', '.join(settings.models)}"):
+        return
+    from boom_ray.data.mining import mine, mine_task
+
+    # its vectors are kept: other settings of `mine` use them again
+    scratch = run.ledger.scratch("mine", keys.corpus.identity)
+    task = mine_task(run.recipe, settings, run.world.miners, run.path(keys.corpus), scratch)
+    with run.ledger.stage(keys.mined, inputs={"corpus": keys.corpus.identity}) as stage:
+        counts = mine(task, stage.path, run.echo)
+        stage.meta.update(counts=counts, devices="all")
+    for name, count in counts.items():
+        run.echo(f"  {name}: {count['negatives']} negatives for {count['mined']} of {count['rows']} rows")
+
+
 def _start(run: _Run) -> None:
     key, base = run.keys.start, run.recipe.base
     if not _stage(run, key, "base: " + ("tokenizer and random weights" if base.build else f"importing {base.model}")):
@@ -162,7 +179,7 @@ def _tokens(run: _Run) -> None:
     from boom_ray.data.corpus import tokenise
 
     with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
-        done = tokenise(run.path(keys.corpus), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
+        done = tokenise(run.path(keys.mined), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
         stage.meta.update(done, devices="all")
 
 
@@ -254,9 +271,9 @@ def _final(run: _Run) -> None:
     from boom_ray.session import hardware, largest_node
     from boom_ray.stages import FinalHandle
 
-    trained = [d["name"] for d in run.ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
-    sets = evaluation_sets(run, trained)
-    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), tuple(trained), largest_node())
+    found = run_evaluation(recipe, run.ledger, keys)
+    sets = found.sets(found.trained)
+    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), found.trained, largest_node())
     final = FinalHandle(task, gpus=min(1, hardware()["gpus"]))
     for name in MERGES:
         if _stage(run, keys.merges[name], f"final: merging with {name} weights"):
@@ -278,12 +295,3 @@ def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tupl
         return [1.0] * len(ratios), 1.0
     best: Mapping[str, Any] = ledger.manifest(keys.search)["meta"]
     return best["weights"], best["scale"]
-
-
-def evaluation_sets(run: _Run, trained: Sequence[str]) -> list[EvalSet]:
-    """The recipe's sets and those that the corpus brought, in-domain or not by what was trained on."""
-    folders: list[str | Path] = list(run.recipe.evaluate.sets)
-    brought = run.path(run.keys.corpus) / "eval"
-    if brought.is_dir():
-        folders.append(brought)
-    return eval_sets.find_sets(folders, trained) if folders else []

@@ -18,12 +18,13 @@ from boom_ray.ledger import Key, identity
 
 # Raise a number when a step's output changes meaning: artifacts of older code are then made again, not mixed in.
 _VERSIONS = {"corpus": 2, "start": 1, "tokens": 2, "bags": 2, "base": 2, "members": 2, "search": 1, "scores": 1}
+_MINING = 1  # the same for a corpus that is mined
 MERGES = ("ratio", "uniform", "searched")
 
 
 @dataclass(frozen=True)
 class World:
-    """Digests of what a recipe points at: sources, base checkpoint, evaluation sets.
+    """Digests of what a recipe points at: sources, base checkpoint, evaluation sets, models that mine.
 
     ``datasets``: (name, task type) of the corpus, where the number of members follows from them, else empty.
     """
@@ -32,13 +33,15 @@ class World:
     base: str | None
     sets: tuple[Any, ...]
     datasets: tuple[tuple[str, str], ...] = ()
+    miners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The artifacts of a run, and the rule of each member's bag."""
+    """The artifacts of a run, and the rule of each member's bag. ``mined`` is the corpus where nothing is mined."""
 
     corpus: Key
+    mined: Key
     start: Key
     tokens: Key
     bags: Key
@@ -86,15 +89,16 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
     dump = recipe.model_dump(mode="json")
     # paths are left out: the digests in `world` say what the files hold, wherever they lie
     datasets = [{k: v for k, v in d.items() if k != "path"} for d in dump["corpus"]["datasets"]]
-    corpus_settings = {**dump["corpus"], "datasets": datasets, "dev": None}
+    corpus_settings = {**dump["corpus"], "datasets": datasets, "dev": None, "mine": None}
     corpus = key("corpus", recipe.name, corpus_settings, recipe.seed, world.sources, world.sets)
+    mined = _mined_key(recipe, dump, world, corpus, key)
     base_settings = {k: dump["base"][k] for k in ("pooling", "max_tokens")}
     if recipe.base.build:
         shape = {k: dump["base"]["build"][k] for k in ("layers", "hidden", "heads", "vocab")}
         start = key("start", "built", base_settings, shape, recipe.seed, corpus.identity)
     else:
         start = key("start", "imported", base_settings, world.base)
-    tokens = key("tokens", recipe.name, start.identity, corpus.identity, recipe.base.max_tokens)
+    tokens = key("tokens", recipe.name, start.identity, mined.identity, recipe.base.max_tokens)
     dev_settings = [dump["corpus"]["dev"], recipe.seed]
     bags = key("bags", recipe.name, dev_settings, dump["bags"], corpus.identity)
     base = _base_key(recipe, dump, start, tokens, dev_settings, key)
@@ -126,11 +130,19 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
     }
     models = {"base": base, **{f"member-{i}": m for i, m in enumerate(members)}}
     models = {**(models if recipe.evaluate.members else {"base": base}), **{f"merge-{n}": k for n, k in merges.items()}}
-    score_settings = [recipe.evaluate.cap, world.sets, corpus.identity, dev_settings]
+    score_settings = [recipe.evaluate.cap, world.sets, mined.identity, dev_settings]
     scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
     chosen = merges[recipe.merge.weights]
     published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])
-    return Keys(corpus, start, tokens, bags, base, members, grams, search, merges, scores, published, rules)
+    return Keys(corpus, mined, start, tokens, bags, base, members, grams, search, merges, scores, published, rules)
+
+
+def _mined_key(recipe: Recipe, dump: dict[str, Any], world: World, corpus: Key, key: Callable[..., Key]) -> Key:
+    """The corpus with mined negatives: another corpus of the same rows. Models are known by what they hold."""
+    if recipe.corpus.mine is None:
+        return corpus
+    settings = {k: v for k, v in dump["corpus"]["mine"].items() if k != "models"}
+    return key("corpus", f"{recipe.name}-mined", _MINING, settings, world.miners, corpus.identity)
 
 
 def _base_key(
@@ -152,6 +164,7 @@ def steps(keys: Keys, has: Callable[[Key], bool], costs: Mapping[str, Cost]) -> 
     """All steps in order. A step that only feeds finished ones is not wanted, so it counts as done."""
     named: list[tuple[str, Key]] = [
         ("corpus", keys.corpus),
+        *([("mine", keys.mined)] if keys.mined != keys.corpus else []),
         ("start", keys.start),
         ("tokens", keys.tokens),
         ("bags", keys.bags),

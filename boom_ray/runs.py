@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from boom_ray.config import BoomError, FilesSource, Recipe
 from boom_ray.costs import estimate
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.ledger import Ledger, file_sha256
+from boom_ray.ledger import Ledger, file_sha256, identity
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
@@ -69,15 +69,16 @@ def find_evaluation(model: Path, folders: Sequence[Path], run_dir: Path | None, 
         if overrides:
             raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
         return Evaluation(tuple(folders), None, ())
-    recipe, ledger, keys = _known_run(root, overrides)
+    found = run_evaluation(*_known_run(root, overrides))
+    return replace(found, folders=tuple(folders)) if folders else found
+
+
+def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:
+    """A run's folders of sets, those that its corpus brought among them; its cap; the datasets that it trains on."""
     brought = ledger.path(keys.corpus) / "eval"
-    own = [Path(f) for f in recipe.evaluate.sets] + ([brought] if brought.is_dir() else [])
-    trained = (
-        [d["name"] for d in ledger.read_json(keys.corpus, "datasets.json") if d["rows"]]
-        if ledger.has(keys.corpus)
-        else []
-    )
-    return Evaluation(tuple(folders or own), recipe.evaluate.cap, tuple(trained))
+    folders = [Path(f) for f in recipe.evaluate.sets] + ([brought] if brought.is_dir() else [])
+    entries = ledger.read_json(keys.corpus, "datasets.json") if ledger.has(keys.corpus) else []
+    return Evaluation(tuple(folders), recipe.evaluate.cap, tuple(d["name"] for d in entries if d["rows"]))
 
 
 def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
@@ -87,7 +88,7 @@ def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Ke
     recipe = load_recipe(root / "recipe.yaml", overrides)
     raw = json.loads((root / "world.json").read_text())
     datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
-    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets)
+    world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets, tuple(raw.get("miners", ())))
     return recipe, Ledger(root), derive_keys(recipe, world)
 
 
@@ -131,7 +132,8 @@ def look(recipe: Recipe) -> World:
         else:
             seen.append(python_environment.fingerprint(source))
     sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
-    return World(tuple(seen), _base_digest(recipe), tuple([s.name, s.digest] for s in sets), _datasets(recipe))
+    digests = tuple([s.name, s.digest] for s in sets)
+    return World(tuple(seen), _base_digest(recipe), digests, _datasets(recipe), _miners(recipe))
 
 
 def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:
@@ -145,11 +147,19 @@ def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:
 
 def _base_digest(recipe: Recipe) -> str | None:
     model = recipe.base.model
-    if model is None:
-        return None
+    return None if model is None else _model_digest("base.model", model, recipe.base.revision)
+
+
+def _miners(recipe: Recipe) -> tuple[str, ...]:
+    models = recipe.corpus.mine.models if recipe.corpus.mine else ()
+    return tuple(identity(_model_digest("corpus.mine.models", model, None)) for model in models)
+
+
+def _model_digest(key: str, model: str, revision: str | None) -> str:
+    """What a model holds; a hub name is known by its revision."""
     if not Path(model).is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise BoomError(f"base.model {model!r} is not a directory. Give one, or the name of a Hugging Face model.")
-        return f"{model}@{recipe.base.revision}"  # a hub name: its revision is what names it
+            raise BoomError(f"{key} {model!r} is not a directory. Give one, or the name of a Hugging Face model.")
+        return f"{model}@{revision}"
     files = sorted(p for p in Path(model).rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model"))
     return json.dumps([[p.relative_to(model).as_posix(), file_sha256(p)] for p in files])

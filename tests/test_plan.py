@@ -42,6 +42,8 @@ def _named(keys: Keys) -> dict[str, Key]:
     single = {
         f.name: getattr(keys, f.name) for f in fields(keys) if f.name not in ("members", "merges", "scores", "rules")
     }
+    if keys.mined == keys.corpus:  # nothing is mined
+        del single["mined"]
     merges = {f"merge-{name}": key for name, key in keys.merges.items()}
     scores = {f"score {name}": key for name, key in keys.scores.items()}
     return {**single, **{f"member-{i}": key for i, key in enumerate(keys.members)}, **merges, **scores}
@@ -62,6 +64,30 @@ MEMBERS = {f"member-{i}" for i in range(3)} | {f"score member-{i}" for i in rang
 AFTER_MEMBERS = {"grams", "search"} | FINAL
 AFTER_BASE = {"base", "score base"} | MEMBERS | AFTER_MEMBERS
 EVERYTHING = {"corpus", "start", "tokens", "bags"} | AFTER_BASE
+
+
+MINED = ("corpus.mine", {"models": ["m"], "ranks": [0, 50]})
+MINERS = replace(WORLD, miners=("33",))
+
+
+def test_mining_makes_another_corpus_of_the_same_rows_in_the_same_bags():
+    plain, mined = derive_keys(_recipe(), WORLD), derive_keys(_recipe(MINED), MINERS)
+    assert _changed(plain, mined) == EVERYTHING - {"corpus", "start", "bags"} | {"mined"}
+    assert mined.mined.kind == "corpus"
+    names = [step.name for step in steps(mined, lambda key: False, {})]
+    assert names[:4] == ["corpus", "mine", "start", "tokens"]
+    assert "mine" not in [step.name for step in steps(plain, lambda key: False, {})]
+
+
+def test_mined_corpus_is_known_by_settings_and_by_what_the_models_hold():
+    keys = derive_keys(_recipe(MINED), MINERS)
+    moved = derive_keys(_recipe(MINED, ("corpus.mine.models", ["elsewhere/m"])), MINERS)
+    assert _changed(keys, moved) == set()
+    for changed in (
+        derive_keys(_recipe(MINED, ("corpus.mine.share", 0.9)), MINERS),
+        derive_keys(_recipe(MINED), replace(MINERS, miners=("44",))),
+    ):
+        assert _changed(keys, changed) == EVERYTHING - {"corpus", "start", "bags"} | {"mined"}
 
 
 def test_all_artifacts_have_names_of_their_own():

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from boom_ray.config import BoomError, Mine
+from boom_ray.config import BoomError, Mine, Recipe
 from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
 from boom_ray.data.workers import on_workers
-from boom_ray.resources import Bundle
+from boom_ray.resources import Bundle, bundle, slots
+from boom_ray.session import hardware, node_resources
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
@@ -60,6 +61,18 @@ class MineTask:
     chunk_tokens: int
     actors: int
     bundle: Bundle
+
+
+def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Path, scratch: Path) -> MineTask:
+    """The task on the cluster as it is: workers like those that train.
+
+    Raises:
+        BoomError: no node has room for one worker.
+    """
+    worker = recipe.resources
+    needed = bundle({"GPU": hardware()["gpus"]}, worker.cpus_per_worker, worker.gpus_per_worker)
+    actors, chunk_tokens = slots(node_resources(), needed), recipe.evaluate.chunk_tokens
+    return MineTask(corpus.resolve(), scratch.resolve(), settings, tuple(digests), chunk_tokens, actors, needed)
 
 
 def mine(task: MineTask, out: Path, say: Say = print) -> Counts:

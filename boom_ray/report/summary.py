@@ -141,6 +141,7 @@ def _stages(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
     """Every artifact's time, from its manifest; members by their own clock, without Ray's start-up."""
     named: list[tuple[str, str, Key]] = [
         ("corpus", "corpus", keys.corpus),
+        *([("corpus", "mine", keys.mined)] if keys.mined != keys.corpus else []),
         ("base", "start", keys.start),
         ("corpus", "tokens", keys.tokens),
         ("corpus", "bags", keys.bags),
