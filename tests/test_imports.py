@@ -18,7 +18,7 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("config",),
-    ("recipe", "ledger", "resources", "encoder", "session"),
+    ("recipe", "ledger", "resources", "encoder", "session", "storage"),
     ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),

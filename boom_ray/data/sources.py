@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from boom_ray.config import BoomError, FilesSource
-from boom_ray.data import lines, tables
+from boom_ray.data import lines, remote, tables
 from boom_ray.data.lines import Damaged
 from boom_ray.ledger import file_sha256
+from boom_ray.storage import Entry, is_remote, open_file, shown
 
 _TEXT = (".jsonl", ".ndjson")
 _PACKED_TEXT = tuple(kind + packed for kind in (*_TEXT, ".json") for packed in (".gz", ".zst"))
@@ -45,7 +46,7 @@ class SourceFile:
     """One file of a source, wherever it lies; small, and fit to be sent to a worker.
 
     Attributes:
-        uri: an absolute local path.
+        uri: an absolute local path, or an address.
         size: bytes as stored.
         digest: what names the content where a listing says so; None for a local file, whose sha256 is computed.
     """
@@ -57,10 +58,10 @@ class SourceFile:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return self.uri.rpartition("/")[2]
+        return shown(self.uri).rpartition("/")[2]
 
     def __str__(self) -> str:
-        return self.uri
+        return shown(self.uri)
 
     def open(self) -> IO[bytes]:
         """A seekable stream of the bytes as stored.
@@ -68,7 +69,7 @@ class SourceFile:
         Raises:
             OSError: it cannot be opened.
         """
-        return open(self.uri, "rb")
+        return open_file(self.uri, self.size) if is_remote(self.uri) else open(self.uri, "rb")
 
 
 def local_file(path: str | os.PathLike[str]) -> SourceFile:
@@ -106,9 +107,9 @@ class Rows:
             self.lines += 1
             yield self.lines, BadRow(str(damage))
         except OSError as error:
+            advice = "" if is_remote(self._file.uri) else ". Check the path and its permissions."
             raise BoomError(
-                f"{self._file}, line {self.lines + 1}: cannot be read: {error.strerror or error}. "
-                f"Check the path and its permissions."
+                f"{self._file}, line {self.lines + 1}: cannot be read: {error.strerror or error}{advice}"
             ) from None
 
 
@@ -145,7 +146,10 @@ def resolve(source: FilesSource) -> list[SourceFile]:
     Raises:
         BoomError: nothing there, an empty folder, or a kind of file that boom_ray does not read.
     """
-    assert source.path is not None
+    if source.path is None:
+        return [_remote_file(e) for e in remote.hub_files(source, SUFFIXES)]
+    if is_remote(source.path):
+        return [_remote_file(e) for e in remote.match_files(source.path, SUFFIXES)]
     path = Path(source.path).expanduser().absolute()
     if path.is_dir():
         return _in_folder(path)
@@ -160,7 +164,12 @@ def resolve(source: FilesSource) -> list[SourceFile]:
 
 
 def file_digests(source: FilesSource) -> list[dict[str, Any]]:
-    """``[{"name", "bytes", "digest"}]`` of a source's files: a changed file makes another corpus."""
+    """``[{"name", "bytes", "digest"}]`` of a source's files: a changed file makes another corpus.
+
+    A source of a hub is known by its name and revision, so that a recipe can be planned offline.
+    """
+    if (identity := remote.offline_identity(source)) is not None:
+        return [{"name": identity, "bytes": None, "digest": identity}]
     files = resolve(source)
     return [{"name": f.name, "bytes": f.size, "digest": f.digest or file_sha256(f.uri)} for f in files]
 
@@ -183,9 +192,17 @@ def _in_folder(folder: Path) -> list[SourceFile]:
 
 
 def _readable(file: Path) -> SourceFile:
+    return _known(local_file(file))
+
+
+def _remote_file(entry: Entry) -> SourceFile:
+    return _known(SourceFile(entry.uri, entry.size, entry.digest))
+
+
+def _known(file: SourceFile) -> SourceFile:
     if not file.name.endswith(SUFFIXES):
         raise BoomError(f"{file} is of no known kind. {_KINDS} Convert it, or narrow the glob.")
-    return local_file(file)
+    return file
 
 
 _BLANK = object()
