@@ -128,7 +128,7 @@ def look(recipe: Recipe) -> World:
     for source in recipe.corpus.datasets:
         if isinstance(source, FilesSource):
             files = sources.file_digests(source)
-            seen.append([[Path(f["path"]).name, f["sha256"]] for f in files])
+            seen.append([[f["name"], f["digest"]] for f in files])
         else:
             seen.append(python_environment.fingerprint(source))
     sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
