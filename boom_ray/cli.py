@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,6 +77,42 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
     typer.echo(format_tables(result.summary))
     typer.echo(f"report: {result.report}")
     typer.echo(f"published: {result.published}")
+
+
+@app.command()
+def mine(
+    recipe: RecipeArgument,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Directory, hub name, or a model of the run (member-0). Repeatable: take turns."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Negatives per row.")] = None,
+    ranks: Annotated[tuple[int, int] | None, typer.Option(help="Window of ranks, from and to (exclusive).")] = None,
+    share: Annotated[float | None, typer.Option(help="Share of the positive's score that they lie below.")] = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Mine hard negatives in the recipe's own corpus; the result is a new corpus. Options override corpus.mine.
+
+    Examples:
+
+      boom-ray mine recipe.yaml --model all-MiniLM-L6-v2/ --count 7 --ranks 10 210
+
+      boom-ray mine recipe.yaml --model member-0 --model member-1    # members mine for each other
+    """
+    import json
+
+    import yaml
+
+    from boom_ray.pipeline import mine as carry_out
+
+    given = {"models": model, "count": count, "ranks": ranks, "share": share}
+    settings = [f"corpus.mine.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    result = carry_out(recipe, overrides=(*(overrides or ()), *settings), run_dir=run_dir, echo=_echo)
+    for line in mined_lines(result.counts):
+        typer.echo(line)
+    typer.echo(f"mined: {result.corpus}\nTo train on it, put this into the recipe:")
+    typer.echo(yaml.safe_dump({"corpus": {"mine": result.settings.model_dump(mode="json")}}, sort_keys=False))
 
 
 @app.command()
@@ -211,6 +248,13 @@ def bench_merge(
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     typer.echo(table(result))
+
+
+def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """One line per dataset: rows, and texts in their windows of ranks, by what became of them."""
+    columns = ("rows", "mined", "unchanged", "negatives", "equal", "label", "margin")
+    head = f"{'dataset':32} " + " ".join(f"{name:>10}" for name in columns)
+    return [head, *(f"{name:32} " + " ".join(f"{count[c]:>10,}" for c in columns) for name, count in counts.items())]
 
 
 def score_lines(scores: ScoreTable) -> list[str]:

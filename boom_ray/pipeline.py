@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boom_ray.config import Recipe
+from boom_ray.config import Mine, Recipe
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, World, derive_keys, missing
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation
+from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, with_found_miners
 
 if TYPE_CHECKING:
     from boom_ray.merging import GramTask
@@ -90,6 +90,42 @@ def run(
         echo(f"{recipe.name}: nothing planned, everything is done.")
     summary, report = write_summary(ledger, run.keys, recipe)
     return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, len(todo))
+
+
+@dataclass(frozen=True)
+class MineResult:
+    """A corpus with mined negatives: where it lies, what was counted per dataset, and the settings that made it."""
+
+    corpus: Path
+    counts: dict[str, dict[str, int]]
+    settings: Mine
+
+
+def mine(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    echo: Echo = print,
+) -> MineResult:
+    """Carry out the corpus of a recipe and its ``corpus.mine``, nothing else; arguments as :func:`run`.
+
+    A model may also be named as in the run directory: ``member-0`` or ``members/member-0-IDENTITY``.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
+    ledger = Ledger.open(resolve_run_dir(recipe, run_dir), recipe.name)
+    recipe = with_found_miners(recipe, ledger.root)
+    world = look(recipe)
+    run = _Run(recipe, ledger, world, derive_keys(recipe, world), echo)
+    if not run.has(run.keys.mined):
+        from boom_ray.session import ray_session
+
+        with ray_session():
+            _corpus(run)
+            _mine(run)
+    assert recipe.corpus.mine is not None
+    counts = ledger.manifest(run.keys.mined)["meta"]["counts"]
+    return MineResult(ledger.path(run.keys.mined), counts, recipe.corpus.mine)
 
 
 def _carry_out(run: _Run) -> None:

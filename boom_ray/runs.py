@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -148,6 +149,34 @@ def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:
 def _base_digest(recipe: Recipe) -> str | None:
     model = recipe.base.model
     return None if model is None else _model_digest("base.model", model, recipe.base.revision)
+
+
+def with_found_miners(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with the directories of mining models that it names as the run directory ``root`` does.
+
+    ``members/member-0-IDENTITY`` is that artifact, ``member-0`` the only one of that name; other names stay.
+
+    Raises:
+        BoomError: nothing is to be mined, or several artifacts have the name.
+    """
+    settings = recipe.corpus.mine
+    if settings is None:
+        raise BoomError("which model is to mine? Give --model DIRECTORY, or corpus.mine.models in the recipe.")
+    models = tuple(_find_miner(model, root) for model in settings.models)
+    corpus = recipe.corpus.model_copy(update={"mine": settings.model_copy(update={"models": models})})
+    return recipe.model_copy(update={"corpus": corpus})
+
+
+def _find_miner(model: str, root: Path) -> str:
+    if Path(model).is_dir():
+        return model
+    if (root / model).is_dir():
+        return str(root / model)
+    found = sorted(config.parent for config in root.glob(f"*/{glob.escape(model)}-*/config.json"))
+    if len(found) > 1:
+        shown = ", ".join(path.relative_to(root).as_posix() for path in found)
+        raise BoomError(f"{root} has several models called {model!r}: {shown}. Give one of these names.")
+    return str(found[0]) if found else model
 
 
 def _miners(recipe: Recipe) -> tuple[str, ...]:
