@@ -206,7 +206,7 @@ def _list_store(uri: str) -> list[Entry]:
 
     scheme, bucket, key, query = split(uri)
     store, root = _store(uri)
-    path = "/".join(p for p in (root.rstrip("/"), key.rstrip("/")) if p) or root
+    path = f"{root.rstrip('/')}/{key}".rstrip("/")
     info = store.get_file_info(path)
     found = [info] if info.is_file else store.get_file_info(filesystems.FileSelector(path, recursive=True))
     prefix = len(root.rstrip("/")) + 1
