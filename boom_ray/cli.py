@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from boom_ray import cli_corpus
 from boom_ray.config import BoomError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
 app.add_typer(bench_app, name="bench")
+app.add_typer(cli_corpus.app, name="corpus")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
 Overrides = Annotated[

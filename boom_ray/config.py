@@ -236,7 +236,7 @@ class Bags(_Frozen):
             raise ValueError("only bags of kind subset can be nested")
         if self.kind not in ("subset", "bootstrap") and len(self.ratios) != 1:
             raise ValueError(
-                f"kind {self.kind} makes one member each: ratios is then one number, the share of it, as in ratios: [1.0]"
+                f"kind {self.kind} makes one member each: ratios is then one number, its share, as in ratios: [1.0]"
             )
         if any(factor < 0 for factor in self.dataset_ratios.values()):
             raise ValueError("a factor in dataset_ratios is at least 0")

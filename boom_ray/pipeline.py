@@ -213,10 +213,12 @@ def _tokens(run: _Run) -> None:
     if not _stage(run, keys.tokens, "tokens: every text once"):
         return
     from boom_ray.data.corpus import tokenise
+    from boom_ray.data.lengths import token_lengths
+    from boom_ray.data.tokens import TokenStore
 
     with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
         done = tokenise(run.path(keys.mined), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
-        stage.meta.update(done, devices="all")
+        stage.meta.update(done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
 
 
 def _bags(run: _Run) -> None:

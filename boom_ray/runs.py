@@ -82,6 +82,18 @@ def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:
     return Evaluation(tuple(folders), recipe.evaluate.cap, tuple(d["name"] for d in entries if d["rows"]))
 
 
+def open_run(where: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Ledger, Keys]:
+    """A run by its directory, as it was carried out, or by its recipe, wherever that one's run lives.
+
+    Raises:
+        BoomError: neither.
+    """
+    if where.is_dir():
+        return _known_run(where, overrides)
+    recipe = load_recipe(where, overrides)
+    return recipe, Ledger(resolve_run_dir(recipe, None)), derive_keys(recipe, look(recipe))
+
+
 def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
     """A run directory's recipe and keys, from what the run itself wrote down."""
     if not (root / "world.json").is_file():

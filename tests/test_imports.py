@@ -29,8 +29,9 @@ ORDER = [
     ("final",),
     ("stages",),
     ("runs",),
-    ("pipeline", "submit", "study"),
+    ("pipeline", "submit", "study", "inspection"),
     ("bench",),
+    ("cli_corpus",),
     ("cli",),
     ("__main__",),
 ]
@@ -44,7 +45,7 @@ ONLY = {
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_corpus"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")

@@ -35,7 +35,7 @@ _COLUMNS = {
 
 
 def descriptors(batches: Sequence[Batch], rank: int, width: int, start: int = 0) -> list[pa.Table]:
-    """One row per global step from ``start`` on: step, epoch, dataset, this rank's rows, and what a ``Slice`` holds beside."""
+    """One row per global step from ``start`` on: step, epoch, dataset, this rank's rows: what a ``Slice`` holds."""
     blocks = []
     for first in range(start, len(batches), _STEPS_PER_BLOCK):
         steps = range(first, min(first + _STEPS_PER_BLOCK, len(batches)))

@@ -1,4 +1,4 @@
-"""Real Ray Train workers: one rank, two ranks and the pure schedule have the same rows in the same order, step by step."""
+"""Real Ray Train workers: one rank and two have the rows of the pure schedule, in its order, step by step."""
 
 from __future__ import annotations
 
