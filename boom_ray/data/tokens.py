@@ -6,6 +6,7 @@ the processes of a node share one copy.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from boom_ray.config import BoomError
+from boom_ray.data.encoding import Ragged, TextEncoder
 
 TOKENS = pa.schema(
     [
@@ -194,9 +196,7 @@ class TokenJob:
 def tokenise_shard(rows: Path, job: TokenJob) -> dict[str, int]:
     """Tokenise one row shard; returns how many rows, texts and tokens it holds. Whole, or not there."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in a worker, which has one core: the units are the parallelism
-    from tokenizers import Tokenizer
-
-    encoder, known = Tokenizer.from_file(str(job.tokenizer)), _known(job.datasets)
+    encoder, known = _encoder(job.tokenizer, job.tokenizer.stat().st_mtime_ns), _known(job.datasets)
     target, totals = job.target(rows), {"rows": 0, "texts": 0, "tokens": 0}
     temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     with pa.memory_map(str(rows)) as source, pa.ipc.new_file(str(temporary), TOKENS) as writer:
@@ -230,25 +230,19 @@ def _known(datasets: Path) -> dict[str, tuple[int, dict[str, str]]]:
     return {entry["name"]: (place, entry["instruction"]) for place, entry in enumerate(entries)}
 
 
-def _tokenised(batch: pa.RecordBatch, encoder: Any, known: dict[str, tuple[int, dict[str, str]]]) -> pa.RecordBatch:
-    """Texts that occur more than once in a batch are encoded once."""
+def _tokenised(
+    batch: pa.RecordBatch, encoder: TextEncoder, known: dict[str, tuple[int, dict[str, str]]]
+) -> pa.RecordBatch:
     names = batch.column("dataset").to_pylist()
     prefixes = [known[name][1] for name in names]
     queries = _prefixed(batch.column("query"), [p["query"] for p in prefixes])
     passages = [p["passage"] for p in prefixes]
-    lists = {name: _flat(batch.column(name), passages) for name in ("pos", "neg")}
-    texts = [*queries, *lists["pos"][0], *lists["neg"][0]]
-    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    encoded = [e.ids for e in encoder.encode_batch_fast(list(distinct))]
-    tokens, split = [encoded[distinct[text]] for text in texts], len(queries)
-    middle = split + len(lists["pos"][0])
     labels = batch.column("label").to_pylist()
     columns = [
         batch.column("id"),
         pa.array([known[name][0] for name in names], pa.int16()),
-        _list_array(tokens[:split]),
-        pa.ListArray.from_arrays(lists["pos"][1], _list_array(tokens[split:middle])),
-        pa.ListArray.from_arrays(lists["neg"][1], _list_array(tokens[middle:])),
+        _list_array(encoder(queries)),
+        *(_nested_array(batch.column(name), passages, encoder) for name in ("pos", "neg")),
         batch.column("score").fill_null(np.nan).cast(pa.float32()),
         pa.array([label_key(*pair) for pair in zip(names, labels, strict=True)], pa.int64()),
     ]
@@ -260,18 +254,25 @@ def _prefixed(column: pa.Array, prefixes: Sequence[str]) -> list[str]:
     return [p + t for p, t in zip(prefixes, texts, strict=True)] if any(prefixes) else texts
 
 
-def _flat(column: pa.ListArray, prefixes: Sequence[str]) -> tuple[list[str], pa.Array]:
-    """All texts of a list column, each with its row's prefix, and where the rows' texts begin and end."""
+def _nested_array(column: pa.ListArray, prefixes: Sequence[str], encoder: TextEncoder) -> pa.ListArray:
+    """The token ids of all texts of a list column, each with its row's prefix."""
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    ends = np.cumsum([0, *lengths])
-    texts = column.flatten()
-    return _prefixed(texts, np.repeat(prefixes, lengths).tolist() if any(prefixes) else ()), pa.array(ends, pa.int32())
+    texts = _prefixed(column.flatten(), np.repeat(prefixes, lengths).tolist() if any(prefixes) else ())
+    return pa.ListArray.from_arrays(_offsets(lengths), _list_array(encoder(texts)))
 
 
-def _list_array(rows: Sequence[Sequence[int]]) -> pa.ListArray:
-    ends = np.cumsum([0, *map(len, rows)])
-    values = np.fromiter(itertools.chain.from_iterable(rows), np.int32, int(ends[-1]))
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
+def _list_array(tokens: Ragged) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets(tokens.lengths), pa.array(tokens.values, pa.int32()))
+
+
+def _offsets(lengths: np.ndarray) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(tokenizer: Path, changed: int) -> TextEncoder:
+    """One per worker process, so that the words of one shard are known in the next; ``changed`` is the file's time."""
+    return TextEncoder(tokenizer)
 
 
 def train_tokenizer(corpus_dir: Path, vocab: int, max_tokens: int, out: Path) -> None:

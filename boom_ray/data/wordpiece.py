@@ -24,7 +24,7 @@ SPECIAL = {
 SAMPLE_CHARACTERS = 8_000_000
 _CHARACTERS_PER_TOKEN = 6
 _INSIDE = 0xF0000  # a private-use plane: where a character inside a word is put while merges are learned
-_HUMPS = r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\p{Nd}{1,3}"
+SPLITS = ("_+", r"\p{Lu}+(?!\p{Ll})|\p{Lu}?\p{Ll}+|\p{Nd}{1,3}")  # none matches across a space
 
 
 def train_tokenizer(corpus_dir: Path, vocab: int, max_tokens: int, out: Path) -> None:
@@ -59,8 +59,8 @@ def _untrained() -> Any:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex("_+"), "removed"),
-            pre_tokenizers.Split(Regex(_HUMPS), "isolated"),
+            pre_tokenizers.Split(Regex(SPLITS[0]), "removed"),
+            pre_tokenizers.Split(Regex(SPLITS[1]), "isolated"),
             pre_tokenizers.BertPreTokenizer(),
         ]
     )
