@@ -1,4 +1,4 @@
-"""Reading a recipe file: YAML, ``dotted.key=value`` overrides, ``${VAR}`` from the environment, then the check."""
+"""Reading a recipe: YAML, ``dotted.key=value`` overrides, ``${VAR}``, names of the catalogue, then the check."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from boom_ray import catalogue
 from boom_ray.config import BoomError, Recipe, parse_recipe
 
 
@@ -19,10 +20,12 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Raises:
         BoomError: a missing file, bad YAML, an unknown key (with the nearest valid one), a wrong value, or an
-            unset ``${VAR}``.
+            unset ``${VAR}``, or a name that the catalogue does not have.
     """
-    raw = apply_overrides(read_yaml(path), overrides)
-    return parse_recipe(_fill_environment(raw), origin=str(path))
+    raw = _fill_environment(apply_overrides(read_yaml(path), overrides))
+    if isinstance(raw.get("corpus"), dict) and "datasets" in raw["corpus"]:
+        raw["corpus"]["datasets"] = catalogue.expand(raw["corpus"]["datasets"])
+    return parse_recipe(raw, origin=str(path))
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:

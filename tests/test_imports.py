@@ -18,6 +18,7 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("config",),
+    ("catalogue",),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
     ("base",),
     ("data", "merge", "evaluate"),
