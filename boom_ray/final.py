@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from boom_ray.config import Recipe
-from boom_ray.data.bagging import Draw
 from boom_ray.data.batches import DrawSettings
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet
@@ -23,6 +22,7 @@ from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
 from boom_ray.report.card import write_card
 from boom_ray.search.objective import dev_batches, dev_losses
+from boom_ray.train.rows import read_draw
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,22 @@ class Final:
                 )
             kept = ("name", "task_type", "domain", "metric", "language")
             stage.meta["sets"] = [{field: getattr(entry, field) for field in kept} for entry in self._task.sets]
-            stage.meta.update(scores=scores, dev={half: self._dev(directory, half) for half in ("a", "b")})
+            stage.meta.update(scores=scores, dev=self._dev(directory))
 
-    def _dev(self, directory: Path, half: str) -> dict[str, float]:
+    def _dev(self, directory: Path) -> dict[str, dict[str, float]]:
+        """Losses by dataset on both dev halves."""
         from boom_ray.encoder import Encoder
 
         recipe, keys = self._task.recipe, self._task.keys
-        drawn = Draw.from_json(self._ledger.read_json(keys.bags, "draw.json"))
+        drawn = read_draw(self._ledger, keys)
         settings = DrawSettings(recipe.seed, recipe.train.hard_negatives)
-        batches = dev_batches(self._ledger.path(keys.tokens), drawn, half, recipe.search.max_rows, settings)
-        encoder = Encoder.load(directory)
-        return dev_losses(encoder.backbone, batches, encoder.pooling, encoder.pad_id, recipe.train.temperature)
+        encoder, losses = Encoder.load(directory), {}
+        for half in ("a", "b"):
+            batches = dev_batches(self._ledger.path(keys.tokens), drawn, half, recipe.search.max_rows, settings)
+            losses[half] = dev_losses(
+                encoder.backbone, batches, encoder.pooling, encoder.pad_id, recipe.train.temperature
+            )
+        return losses
 
     def publish(self, summary: dict[str, Any]) -> str:
         """Copy the chosen merge, write its card, and commit it as the published directory."""

@@ -137,5 +137,5 @@ def test_members_mine_by_name(finished: tuple[Path, str, dict[Path, int]]) -> No
         return found.models
 
     assert named("member-1", f"members/{member.name}", "org/other") == (str(member), str(member), "org/other")
-    with pytest.raises(BoomError, match="several models called 'merges'"):
-        named("merges")
+    with pytest.raises(BoomError, match="several models called 'member'"):
+        named("member")

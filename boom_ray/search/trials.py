@@ -24,6 +24,7 @@ from boom_ray.plan import Keys
 from boom_ray.search.objective import dev_batches, dev_losses, relative_loss
 from boom_ray.search.resident import MergeSpec, Resident, merge_spec
 from boom_ray.search.rounds import RoundSearch
+from boom_ray.train.rows import read_draw
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrialSpec:
 
     merge: MergeSpec
     tokens: Path
-    draw: dict[str, Any]
+    draw: Draw
     settings: DrawSettings
     max_rows: int
     temperature: float
@@ -48,8 +49,7 @@ class MergeTrial(Trainable):
         torch.set_num_threads(spec.threads)
         self._spec = spec
         self._resident = Resident(spec.merge, device="cpu")
-        drawn = Draw.from_json(spec.draw)
-        self._batches = dev_batches(spec.tokens, drawn, "a", spec.max_rows, spec.settings)
+        self._batches = dev_batches(spec.tokens, spec.draw, "a", spec.max_rows, spec.settings)
         self._base = self._losses()  # the resident model starts as the base
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -91,7 +91,7 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
     spec = TrialSpec(
         merge=merge_spec(ledger, keys, recipe),
         tokens=ledger.path(keys.tokens).resolve(),
-        draw=ledger.read_json(keys.bags, "draw.json"),
+        draw=read_draw(ledger, keys),
         settings=DrawSettings(recipe.seed, recipe.train.hard_negatives),
         max_rows=settings.max_rows,
         temperature=recipe.train.temperature,
