@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,12 +123,14 @@ def mined_datasets(corpus: Path, settings: Mine) -> dict[int, dict[str, Any]]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean '{near[0]}'?" if near else f"There are: {', '.join(known)}."
             raise BoomError(f"corpus.mine.datasets: the corpus has no dataset '{name}'. {hint}")
-        if known[name].get("loss", "cosent" if known[name]["task_type"] == "sts" else "") == "cosent":
+        if known[name]["loss"] == "cosent":
             raise BoomError(f"corpus.mine.datasets: '{name}' is trained on scores (cosent), which takes no negatives.")
-    wanted = settings.datasets or [name for name, e in known.items() if e["task_type"] in _MINED_TYPES]
+    wanted = settings.datasets or [
+        name for name, entry in known.items() if entry["task_type"] in _MINED_TYPES and entry["loss"] != "cosent"
+    ]
     if not wanted:
         raise BoomError(
-            f"corpus.mine: no dataset of the corpus has task type {' or '.join(_MINED_TYPES)}. "
+            f"corpus.mine: no dataset with negatives has task type {' or '.join(_MINED_TYPES)}. "
             f"Name the datasets in corpus.mine.datasets; there are: {', '.join(known)}."
         )
     return {place: entry for place, entry in enumerate(entries) if entry["name"] in wanted}
@@ -194,7 +197,8 @@ class _Texts:
 
 
 def _unfinished(units: Iterable[Iterable[Any]]) -> list[Any]:
-    return [unit for some in units for unit in some if not unit.target.is_file()]
+    """Each target once, although a model may be named twice."""
+    return list({unit.target: unit for some in units for unit in some if not unit.target.is_file()}.values())
 
 
 class _Embedder:
@@ -242,9 +246,10 @@ def _use_threads(threads: int) -> None:
 
 def _save(file: Path, array: np.ndarray) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{file}.tmp", "wb") as stream:
+    temporary = f"{file}.{uuid.uuid4().hex[:8]}.tmp"  # a worker of a killed run may still be at the same shard
+    with open(temporary, "wb") as stream:
         np.save(stream, array)
-    os.replace(f"{file}.tmp", file)
+    os.replace(temporary, file)
 
 
 class _Actor:
@@ -318,7 +323,7 @@ def _write_rest(task: MineTask, counts: Counts, out: Path) -> None:
     for file in task.corpus.iterdir():
         if file.is_dir():
             shutil.copytree(file, out / file.name)
-        elif file.name != "manifest.json" and file.suffix != ".arrow":
+        elif file.name != "manifest.json" and not file.name.startswith("rows-"):
             shutil.copy(file, out / file.name)
     mined = {"settings": task.settings.model_dump(mode="json"), "models": task.digests, "datasets": counts}
     (out / "mined.json").write_text(json.dumps(mined, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from boom_ray.config import Mine
 from boom_ray.data.mining_choice import DROPPED, Ranked, allowed, margin_limit, take_turns
@@ -82,7 +83,7 @@ class _Dataset:
 
     def mined(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with new negatives in the dataset's rows."""
-        places = np.flatnonzero(np.asarray(batch.column("dataset").to_pylist(), dtype=object) == self.name)
+        places = np.flatnonzero(pc.equal(batch.column("dataset"), self.name).to_numpy(zero_copy_only=False))
         if not len(places):
             return batch
         column = batch.schema.get_field_index("neg")

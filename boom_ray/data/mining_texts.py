@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -79,8 +80,9 @@ def write_index(corpus: Path, dataset: str, task_type: str, out: Path) -> dict[s
     """
     done = out / "index.json"
     if not done.is_file():
-        temporary = out.with_name(f"{out.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in out.parent.glob(f"{out.name}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = out.with_name(f"{out.name}.{uuid.uuid4().hex[:8]}.tmp")
         temporary.mkdir(parents=True)
         _write_index(corpus, dataset, task_type, temporary)
         shutil.rmtree(out, ignore_errors=True)

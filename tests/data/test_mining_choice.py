@@ -86,7 +86,7 @@ def test_cut_of_texts_into_shards_changes_nothing(
 
 
 def test_a_cut_short_index_is_made_again(index: tuple[Path, Index], tmp_path: Path) -> None:
-    half = tmp_path / "half.tmp"
+    half = tmp_path / "half.dead.tmp"
     half.mkdir()
     (half / "queries-00000.arrow").write_bytes(b"cut")
     assert write_index(tmp_path / "corpus", "d", "retrieval", tmp_path / "half") == {
