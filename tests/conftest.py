@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from remote_servers import bucket, bucket_server, hub  # noqa: F401
 from small_corpus import MAX_TOKENS, SIZES, example
 
 # The models here are tiny: threads that wait for one another cost ten times what they save.

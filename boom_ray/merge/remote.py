@@ -45,7 +45,9 @@ def _staged(model: str) -> Path:
         )
     if model.startswith("hf://"):
         return _from_hub(model, names)
-    target = staging_home() / identity([shown(model), [[name, e.size, e.digest] for name, e in names.items()]])
+    target = staging_home() / identity(
+        [shown(model).rstrip("/"), [[name, e.size, e.digest] for name, e in names.items()]]
+    )
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
