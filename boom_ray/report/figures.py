@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from boom_ray.report.clock import cost, timeline
+from boom_ray.report.corpus import bags, lengths
 from boom_ray.report.drawing import (
     BASE,
     DASHES,
@@ -242,4 +243,6 @@ FIGURES: dict[str, Draw] = {
     "search": search,
     "weights": weights,
     "cosine": cosine,
+    "bags": bags,
+    "lengths": lengths,
 }

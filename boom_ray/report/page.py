@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from boom_ray.report.corpus import corpus_section
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
 from boom_ray.report.figures import FIGURES
+from boom_ray.report.html import table
 from boom_ray.report.layout import busy, duration, percent
 from boom_ray.report.redact import scrub
 from boom_ray.report.style import STYLE
@@ -38,7 +40,7 @@ def write_page(summary: Summary) -> str:
         _header(summary),
         _figures(summary),
         _section("Scores, set by set", _per_set(summary)),
-        _section("Corpus", _corpus(summary)),
+        _section("Corpus", corpus_section(summary)),
         _section("Members", _members(summary)),
         _section("Loading the model", _loading(summary)),
         _section("Recipe", f"<details><summary>as it was run</summary>{_pre(summary['recipe_yaml'])}</details>"),
@@ -162,6 +164,8 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
         "losses": ("Loss of the members", "A dot is a batch of one dataset, so dots scatter; lines are smoothed."),
         "cost": ("Cost of every stage", "Wall time multiplied by the CPUs or GPUs held."),
         "weights": ("Merge weights", "The share of each member: by bag ratio, even, and searched."),
+        "bags": ("Bags", "Distinct rows that each member may see, by dataset."),
+        "lengths": ("Lengths", "Tokens of a row: query, positives and negatives together."),
         "search": ("Search of weights and scale", objective[:1].upper() + objective[1:] + "."),
         "cosine": (
             "Do the members agree?",
@@ -181,26 +185,6 @@ def inline_svg(svg: bytes, prefix: str, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], foot: Sequence[Any] | None = None, text: int = 1) -> str:
-    """A plain table; the first ``text`` columns are words, the others numbers."""
-
-    def line(cells: Sequence[Any], tag: str = "td") -> str:
-        mark = [' class="text"' if i < text else "" for i in range(len(cells))]
-        return (
-            "<tr>"
-            + "".join(f"<{tag}{m}>{escape(_shown(c))}</{tag}>" for m, c in zip(mark, cells, strict=True))
-            + "</tr>"
-        )
-
-    body = "\n".join(line(row) for row in rows)
-    end = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
-    return f'<div class="scroll"><table><thead>{line(head, "th")}</thead>\n<tbody>\n{body}\n</tbody>{end}</table></div>'
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _per_set(summary: Summary) -> str:
     models = summary["models"]
     tables = []
@@ -215,27 +199,13 @@ def _per_set(summary: Summary) -> str:
             for s in sets
         ]
         foot = ["mean", "", ""] + [format_points(domain_mean(summary, m, domain)) for m in models]
-        tables.append(_table(head, rows, foot, text=3).replace("<table>", '<table class="tight">', 1))
+        tables.append(table(head, rows, foot, text=3).replace("<table>", '<table class="tight">', 1))
     note = '<p class="muted">Main score of each set in points; a mean needs every set.</p>'
     return note + "\n<br>\n".join(tables) if tables else ""
 
 
 def _points(score: float | None) -> str:
     return format_points(None if score is None else 100 * score)
-
-
-def _corpus(summary: Summary) -> str:
-    columns: dict[str, str] = {
-        "rows_in": "rows read", "rejected": "rejected", "duplicates": "duplicates",
-        "decontaminated": "in evaluation", "capped": "over the cap", "rows": "kept", "dev_a": "dev A", "dev_b": "dev B",
-    }  # fmt: skip
-    data = summary["corpus"]
-    if not data:
-        return ""
-    rows = [[d["name"], d["task_type"]] + [d.get(key) for key in columns] for d in data]
-    total = ["all", ""] + [sum(d.get(key) or 0 for d in data) for key in columns]
-    note = '<p class="muted">Dev rows are kept rows that no bag holds: A to search on, B to report.</p>'
-    return note + _table(["Dataset", "task", *columns.values()], rows, total if len(data) > 1 else None, text=2)
 
 
 def _members(summary: Summary) -> str:
@@ -255,7 +225,7 @@ def _members(summary: Summary) -> str:
     rows = [
         [cell(m) for cell in columns.values()] + [m["per_dataset"].get(b) for b in bags] for m in summary["members"]
     ]
-    return _table([*columns, *(f"in bag: {bag}" for bag in bags)], rows, text=2) if rows else ""
+    return table([*columns, *(f"in bag: {bag}" for bag in bags)], rows, text=2) if rows else ""
 
 
 def _loading(summary: Summary) -> str:

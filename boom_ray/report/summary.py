@@ -64,6 +64,7 @@ def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
         "per_dataset": meta["per_dataset"],
         "device_seconds": seconds,
         **{name: meta[name] for name in kept},
+        **{name: meta.get(name) for name in ("bag", "accounts", "order")},
     }
 
 
@@ -72,11 +73,12 @@ def _corpus(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
         return []
     counts = ledger.read_json(keys.corpus, "counts.json")
     bags = ledger.read_json(keys.bags, "counts.json")["datasets"] if ledger.has(keys.bags) else {}
+    lengths = ledger.manifest(keys.tokens)["meta"].get("lengths", {}) if ledger.has(keys.tokens) else {}
     rows = []
     for dataset in ledger.read_json(keys.corpus, "datasets.json"):
         name = dataset["name"]
         dev = {half: bags.get(name, {}).get(half, 0) for half in ("dev_a", "dev_b")}
-        rows.append({"name": name, "task_type": dataset["task_type"], **counts[name], **dev})
+        rows.append({"name": name, "task_type": dataset["task_type"], **counts[name], **dev, **lengths.get(name, {})})
     return rows
 
 

@@ -88,6 +88,9 @@ def _dataset(name: str, task_type: str, rows: int) -> dict[str, Any]:
         **dropped,
         "rows": rows,
         **halves,
+        "tokens": rows * 140,
+        "longest": 900,
+        "histogram": [[64, rows // 5], [128, rows // 2], [512, rows - rows // 5 - rows // 2 - 3], [1024, 3]],
     }
 
 
@@ -116,7 +119,18 @@ def _member(index: int, ratio: float, rng: random.Random) -> dict[str, Any]:
         "tokens": round(13406 * ratio * 4.4 * 61),
         "per_dataset": {name: round(rows * ratio) for name, _, rows in DATASETS},
         "losses": curve,
+        "bag": f"{100 * ratio:.3g} %",
+        "accounts": {name: _account(rows, ratio) for name, _, rows in DATASETS},
     }
+
+
+def _account(rows: int, ratio: float) -> dict[str, int]:
+    removed = {"rejected": 3, "duplicates": rows // 40, "near_duplicates": 0, "decontaminated": rows // 500}
+    removed["capped"] = 0
+    dev = max(50, rows // 50)
+    inside = round(ratio * (rows - dev))
+    places = {"used": inside - 1, "tail": 1, "cut": 0, "dev": dev, "out_of_bag": rows - dev - inside, **removed}
+    return {"rows_in": sum(places.values()), **places}
 
 
 def _models(members: list[dict[str, Any]], sets: list[tuple[Any, ...]]) -> list[dict[str, Any]]:

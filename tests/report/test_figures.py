@@ -124,7 +124,16 @@ def test_failed_trials_are_left_out():
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_to_show_gives_no_figure(name):
-    empty = {**example(), "members": [], "models": [], "sets": [], "stages": [], "search": None, "cosine": None}
+    empty = {
+        **example(),
+        "corpus": [],
+        "members": [],
+        "models": [],
+        "sets": [],
+        "stages": [],
+        "search": None,
+        "cosine": None,
+    }
     assert FIGURES[name](empty) is None
 
 
