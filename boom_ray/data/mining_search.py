@@ -16,7 +16,7 @@ import numpy as np
 from boom_ray.data.mining_texts import TEXTS_PER_SHARD
 
 _SLACK = 16  # candidates beyond those asked for: float32 may order close ones wrongly
-_BLOCK_SHARDS = 4  # passages at once: 8192
+_BLOCK_SHARDS = 8  # passages at once: 8192
 _QUERIES = 1024  # scores at once: 1024 x 8192 float32 are 32 MiB
 _RESCORED = 64  # queries whose candidates' vectors are gathered at once
 

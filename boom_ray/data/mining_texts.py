@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from boom_ray.data.schema import fold_digest
 
-TEXTS_PER_SHARD = 2048  # the unit of embedding: what a kill can lose, seconds on one core
+TEXTS_PER_SHARD = 1024  # the unit of embedding, and what a kill can lose: a minute or two of long texts on one core
 KINDS = ("queries", "passages")
 _TEXT = pa.schema([("text", pa.string())])
 
