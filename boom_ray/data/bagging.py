@@ -13,6 +13,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -127,7 +128,14 @@ class Rows:
     names: tuple[str, ...]
 
     def of(self, dataset: int) -> np.ndarray:
-        return np.flatnonzero(self.dataset == dataset)
+        """Row numbers of a dataset, ascending."""
+        order, ends = self._by_dataset
+        return order[ends[dataset] : ends[dataset + 1]]
+
+    @cached_property
+    def _by_dataset(self) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort(self.dataset, kind="stable")
+        return order, np.searchsorted(self.dataset[order], np.arange(len(self.names) + 1))
 
 
 def dev_count(rows: int, fraction: float, min_rows: int) -> int:
