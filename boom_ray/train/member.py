@@ -19,6 +19,7 @@ import torch
 from boom_ray.config import Train
 from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed, run_digest
 from boom_ray.data.schedule import Batch
+from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
@@ -42,6 +43,7 @@ class MemberTask:
     seed: int
     threads: int
     meta: dict[str, Any] = field(default_factory=dict)
+    staging: str | None = None
 
     @property
     def draw(self) -> DrawSettings:
@@ -50,6 +52,11 @@ class MemberTask:
     @property
     def log_file(self) -> Path:
         return Path(self.root) / "scratch" / "members" / f"{self.key.name}.jsonl"
+
+
+def open_store(task: MemberTask) -> TokenStore:
+    """The corpus' tokens; from this node's own disk where the recipe asks for that."""
+    return TokenStore(stage(Path(task.tokens), Path(task.staging) if task.staging else None))
 
 
 def load(task: MemberTask, device: str) -> Encoder:
@@ -86,7 +93,7 @@ def train_plain(task: MemberTask, batches: list[Batch]) -> None:
     """Train on plain torch in this process and commit."""
     with StepLog(task) as log:
         encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
-        store = TokenStore(Path(task.tokens))
+        store = open_store(task)
         run(task, encoder, PlainEngine(encoder.backbone, task.train), local_feed(batches, store, task.draw), log)
     commit(task, encoder, log, width=1)
 

@@ -44,6 +44,7 @@ def member_work(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Work:
         seed=seed,
         threads=recipe.resources.cpus_per_worker,
         meta=meta,
+        staging=recipe.resources.staging,
     )
     return task, plan.batches
 
@@ -67,6 +68,7 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
         steps=len(plan.batches),
         seed=seed,
         threads=threads,
+        staging=recipe.resources.staging,
     )
     return task, plan.batches
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray.train
 
 from boom_ray.data.feed import feed, shard_name
-from boom_ray.data.tokens import TokenStore
 from boom_ray.train import member
 from boom_ray.train.engine import DeepSpeedEngine
 from boom_ray.train.member import MemberTask, StepLog
@@ -23,7 +21,7 @@ def train_member(config: dict[str, Any]) -> None:
     with StepLog(task, write=rank == 0) as log:
         encoder = member.load(task, device)
         engine = DeepSpeedEngine(encoder.backbone, task.train)
-        batches = feed(ray.train.get_dataset_shard(shard_name(rank)), TokenStore(Path(task.tokens)), task.draw)
+        batches = feed(ray.train.get_dataset_shard(shard_name(rank)), member.open_store(task), task.draw)
         member.run(task, encoder, engine, batches, log)
     if rank == 0:
         member.commit(task, encoder, log, width)
