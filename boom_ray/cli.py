@@ -259,6 +259,29 @@ def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [head, *(f"{name:32} " + " ".join(f"{count[c]:>10,}" for c in columns) for name, count in counts.items())]
 
 
+@bench_app.command("corpus")
+def bench_corpus(
+    rows: Annotated[int, typer.Option(min=50_000, help="Rows that both sides tokenise.")] = 500_000,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 1,
+    memory_rows: Annotated[int, typer.Option(help="Measure memory with this many short rows, too; 0: not.")] = 0,
+    directory: Annotated[str | None, typer.Option(help="Where rows are made; default: a temporary one.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+) -> None:
+    """Rows tokenised per second beside datasets.map, the rate of the feed, the time to resume it, and memory.
+
+    Example:  boom-ray bench corpus --rows 500000 --memory-rows 5000000 --json corpus.json
+    """
+    import json
+
+    from boom_ray.bench.corpus import CorpusBench, table
+    from boom_ray.bench.corpus import bench_corpus as measure
+
+    result = measure(CorpusBench(rows, turns, memory_rows, directory=directory), say=_echo)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(table(result))
+
+
 def score_lines(scores: ScoreTable) -> list[str]:
     """One line per set of the first model's scores, in points, and the mean of each domain that has sets."""
     cells: list[tuple[str, str, str, str, float | None]]

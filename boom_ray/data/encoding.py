@@ -42,6 +42,10 @@ class _Numbers(dict[str, int]):
 class TextEncoder:
     """``encoder(texts)`` gives token ids, special tokens and truncation as the file says."""
 
+    _numbers: _Numbers
+    _known: Ragged
+    _characters: int
+
     def __init__(self, tokenizer: Path) -> None:
         from tokenizers import Tokenizer
 
@@ -88,8 +92,8 @@ class TextEncoder:
 
     def _forget(self) -> None:
         self._numbers = _Numbers()
-        self._known: Ragged = Ragged.of_lists([])
-        self._characters: int = 0
+        self._known = Ragged.of_lists([])
+        self._characters = 0
 
     def _framed(self, bare: Ragged) -> Ragged:
         """Texts cut to their room, with the special tokens around them."""
