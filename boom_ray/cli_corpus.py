@@ -30,7 +30,7 @@ Overrides = Annotated[
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all of it here, too.")]
 
 _CLEANED = ("rows_in", "rejected", "duplicates", "near_duplicates", "decontaminated", "capped", "rows")
-_ACCOUNT = ("rows_in", "used", "drawn", "out_of_bag", "dev", "tail", "cut")
+_ACCOUNT = ("rows_in", "used", "out_of_bag", "dev", "tail", "cut", "removed", "drawn")
 
 
 @app.command()
@@ -97,6 +97,8 @@ def out_of_bag(
 
 def inspect_lines(told: Mapping[str, Any]) -> list[str]:
     """Tables of the datasets, of their lengths, and of every member."""
+    from boom_ray.data.accounts import CLEANED
+
     datasets = told["datasets"]
     lines = _table("dataset", (*_CLEANED, "dev_a", "dev_b", "tokens", "longest"), datasets)
     lines += ["", "rows by tokens (query, positives and negatives together), up to:"]
@@ -104,8 +106,9 @@ def inspect_lines(told: Mapping[str, Any]) -> list[str]:
     by_length = {name: {str(b): c for b, c in entry.get("histogram", ())} for name, entry in datasets.items()}
     lines += _table("dataset", [str(bound) for bound in bounds], by_length)
     for member in told["members"]:
-        lines += ["", f"{member['name']}: {member['bag']}, {member['steps']:,} steps; distinct rows, and drawn ones"]
-        lines += _table("dataset", _ACCOUNT, member["datasets"])
+        accounts = {n: {**a, "removed": sum(a[place] for place in CLEANED)} for n, a in member["datasets"].items()}
+        lines += ["", f"{member['name']}: {member['bag']}, {member['steps']:,} steps; where the rows went, and draws"]
+        lines += _table("dataset", _ACCOUNT, accounts)
         shared = {name: {f"with {i}": n for i, n in enumerate(account.get("shared", ()))}
                   for name, account in member["datasets"].items()}  # fmt: skip
         lines += ["rows shared with other members:", *_table("dataset", list(next(iter(shared.values()), {})), shared)]
@@ -124,7 +127,7 @@ def schedule_lines(told: Mapping[str, Any], most: int) -> list[str]:
         )
     if totals["steps"] > most:
         lines.append(f"{'...':>8}")
-    lines += ["", *_table("dataset", ("steps", "rows", "dropped"), told["datasets"])]
+    lines += ["", *_table("dataset", ("steps", "rows", "dropped"), told["datasets"], total=False)]
     end = "; train.max_steps ends the run early" if totals["ended_early"] else ""
     lines.append(
         f"{totals['rows']:,} rows in all, {totals['dropped']:,} dropped with tails, digest {totals['digest']}{end}"
@@ -132,11 +135,11 @@ def schedule_lines(told: Mapping[str, Any], most: int) -> list[str]:
     return lines
 
 
-def _table(head: str, columns: Iterable[str], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _table(head: str, columns: Iterable[str], rows: Mapping[str, Mapping[str, Any]], total: bool = True) -> list[str]:
     """Right-aligned numbers; a column that no row has is left out, a total is added where there are several rows."""
     kept = [column for column in columns if any(row.get(column) is not None for row in rows.values())]
     whole: dict[str, Mapping[str, Any]] = dict(rows)
-    if len(rows) > 1:
+    if total and len(rows) > 1:
         add = {c: (max if c == "longest" else sum)(row.get(c) or 0 for row in rows.values()) for c in kept}
         whole["all"] = add
     widths = [max(len(c), *(len(_number(row.get(c))) for row in whole.values())) for c in kept]

@@ -75,7 +75,7 @@ def schedule(run: Run, member: int) -> dict[str, Any]:
     from boom_ray.data.batches import order_digest, row_keys, run_digest
     from boom_ray.train.rows import member_plan, read_rows
 
-    ids = read_rows(run.ledger, run.keys).ids
+    own = read_rows(run.ledger, run.keys)
     plan = member_plan(run.recipe, run.ledger, run.keys, run.member(member))
     steps: list[dict[str, Any]] = [
         {
@@ -84,16 +84,19 @@ def schedule(run: Run, member: int) -> dict[str, Any]:
             "dataset": batch.dataset,
             "rows": len(batch.rows),
             "in_batch": batch.in_batch,
-            "digest": order_digest(row_keys(ids[batch.rows])),
+            "digest": order_digest(row_keys(own.ids[batch.rows])),
         }
         for step, batch in enumerate(plan.batches)
     ]
-    batches, rows = Counter[str](), Counter[str]()
+    batches, rows = Counter[int](), Counter[int]()
     for batch in plan.batches:
-        batches[batch.dataset] += 1
-        rows[batch.dataset] += len(batch.rows)
-    names = [*rows, *(name for name in plan.dropped if name not in rows)]
-    per_dataset = {n: {"steps": batches[n], "rows": rows[n], "dropped": plan.dropped.get(n, 0)} for n in names}
+        counts = Counter(own.dataset[batch.rows].tolist())
+        batches.update(counts.keys())
+        rows.update(counts)
+    per_dataset = {
+        name: {"steps": batches[i], "rows": rows[i], "dropped": plan.dropped.get(name, 0)}
+        for i, name in enumerate(own.names)
+    }
     totals = {
         "steps": len(steps),
         "rows": sum(rows.values()),

@@ -97,6 +97,10 @@ def test_schedule_shows_the_order_that_the_member_is_fed(run, small_tokens, tmp_
     assert [(s["step"], s["dataset"], s["rows"]) for s in told["steps"]] == [
         (b.step, b.dataset, b.global_rows) for b in fed
     ]
+    for name in ("ask", "sort", "group", "alike"):
+        mine = [b for b in fed if b.dataset == name]
+        shown = told["datasets"][name]
+        assert (shown["steps"], shown["rows"]) == (len(mine), sum(b.global_rows for b in mine))
     assert told["totals"]["digest"] == run_digest(digests)
     assert told["totals"]["rows"] + told["totals"]["dropped"] == sum(
         d["train"] for d in _bags(run)["datasets"].values()
@@ -109,6 +113,14 @@ def test_another_schedule_is_shown_without_a_run_of_it(run):
     output = _call("schedule", run, "--set", "train.schedule=two_stage", "--steps", 1000)
     assert "two_stage" in output
     assert "(own negatives only)" in output
+
+
+def test_a_mixed_schedule_counts_the_rows_of_every_dataset(run, tmp_path):
+    _call("schedule", run, "--member", 1, "--set", "train.schedule=example_shuffle", "--json", tmp_path / "told.json")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert {s["dataset"] for s in told["steps"]} == {"mixed"}
+    for name, dataset in _bags(run)["datasets"].items():
+        assert told["datasets"][name]["rows"] + told["datasets"][name]["dropped"] == dataset["train"]
 
 
 def test_out_of_bag_rows_are_read_as_text(run, small_corpus, tmp_path):
