@@ -30,8 +30,8 @@ from boom_ray.report.drawing import (
     styled,
 )
 from boom_ray.report.layout import (
+    bag_label,
     label_right,
-    percent,
     smooth,
 )
 from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, finished_trials, lower_is_better, score_table, sets_of
@@ -62,7 +62,7 @@ def losses(summary: Summary) -> Figure | None:
         axes.plot(steps[-1], line[-1], "o", color=colour[member["name"]], markersize=4, clip_on=False)
         ends.append((steps[-1], line[-1]))
     axes.set_xlim(0, max(step for step, _ in ends))
-    notes = [f"{m['name']} · {percent(m['ratio'])}" for m in members]
+    notes = [f"{m['name']} · {bag_label(m)}" for m in members]
     label_right(axes, ends, notes, [colour[m["name"]] for m in members], gap=0.08)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss")
@@ -90,7 +90,7 @@ def scatter(summary: Summary) -> Figure | None:
     axes.grid()
     axes.set_xlabel("in-domain mean, points")
     axes.set_ylabel("out-of-domain mean, points")
-    ratios = {m["name"]: f" · {percent(m['ratio'])}" for m in summary["members"]}
+    ratios = {m["name"]: f" · {bag_label(m)}" for m in summary["members"]}
     names = [row.model + ratios.get(row.model, "") for row, *_ in both]
     label_right(axes, [(x, y) for _, x, y in both], names, [colour.get(row.model, MUTED) for row, *_ in both], gap=0.06)
     return figure
@@ -166,7 +166,7 @@ def weights(summary: Summary) -> Figure | None:
                         edgecolor=PAPER, linewidth=0)  # fmt: skip
         if len(names) * len(merges) <= 18:
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2, color=MUTED)
-    ratios = {m["name"]: percent(m["ratio"]) for m in summary["members"]}
+    ratios = {m["name"]: bag_label(m) for m in summary["members"]}
     axes.set_xticks(range(len(names)), [f"{name}\n{ratios[name]}" for name in names])
     axes.tick_params(axis="x", length=0, labelrotation=90 if len(names) > 6 else 0)
     axes.set_ylabel("weight, normalised")

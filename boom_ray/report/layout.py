@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +15,11 @@ UNITS = {"s": "seconds", "min": "minutes", "h": "hours"}
 def percent(share: float) -> str:
     """``0.4`` as ``40 %``, ``0.025`` as ``2.5 %``."""
     return f"{100 * share:.3g} %"
+
+
+def bag_label(member: Mapping[str, Any]) -> str:
+    """What people call a member's bag: ``40 %``, ``100 % poisson``, ``retrieval``."""
+    return str(member.get("bag") or percent(member["ratio"]))
 
 
 def share(part: float) -> str:

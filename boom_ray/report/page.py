@@ -12,7 +12,7 @@ from boom_ray.report.corpus import corpus_section
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
 from boom_ray.report.figures import FIGURES
 from boom_ray.report.html import table
-from boom_ray.report.layout import busy, duration, percent
+from boom_ray.report.layout import bag_label, busy, duration
 from boom_ray.report.redact import scrub
 from boom_ray.report.style import STYLE
 from boom_ray.report.tables import (
@@ -212,7 +212,7 @@ def _members(summary: Summary) -> str:
     columns: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "Member": lambda m: m["name"],
         "identity": lambda m: str(m["identity"])[:16],
-        "ratio": lambda m: percent(m["ratio"]),
+        "bag": bag_label,
         "seed": lambda m: str(m["seed"]),
         "rows": lambda m: m["rows"],
         "steps": lambda m: m["steps"],
