@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from boom_ray.report.layout import busy, duration, percent
+from boom_ray.report.layout import bag_label, busy, duration, percent
 from boom_ray.report.redact import scrub
 from boom_ray.report.tables import (
     DOMAINS,
@@ -237,9 +237,9 @@ def _training(summary: Summary) -> str:
         return ""
     weights = _chosen(summary).get("weights") or [None] * len(members)
     bags = [d["name"] for d in summary["corpus"]]
-    head = ["member", "ratio", "seed", "weight", "rows", "steps", "device time", *(f"bag: {bag}" for bag in bags)]
+    head = ["member", "bag", "seed", "weight", "rows", "steps", "device time", *(f"rows: {bag}" for bag in bags)]
     body = [
-        [m["name"], percent(m["ratio"]), m["seed"], "-" if w is None else f"{w:.3f}", f"{m['rows']:,}", m["steps"],
+        [m["name"], bag_label(m), m["seed"], "-" if w is None else f"{w:.3f}", f"{m['rows']:,}", m["steps"],
          duration(m["device_seconds"]), *(f"{m['per_dataset'].get(bag, 0):,}" for bag in bags)]
         for m, w in zip(members, weights, strict=True)
     ]  # fmt: skip
