@@ -38,7 +38,7 @@ ORDER = [
 ]
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
-    "data.corpus", "data.workers", "data.feed", "data.mining", "train.worker", "train.ensemble", "search.trials",
+    "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "search.trials",
     "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
 }  # fmt: skip
 ONLY = {

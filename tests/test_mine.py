@@ -20,7 +20,7 @@ from boom_ray.config import BoomError, parse_recipe
 from boom_ray.runs import with_found_miners
 
 pytestmark = pytest.mark.slow
-SHORT = ["search.trials=4", "evaluate.members=false", "train.max_steps=6"]
+SHORT = ["search.trials=4", "evaluate.sets=[]", "train.max_steps=4", "base.build.warm_steps=0"]
 
 
 @pytest.fixture(scope="module")

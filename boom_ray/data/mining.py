@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from boom_ray.config import BoomError, Mine, Recipe
+from boom_ray.data.actors import Pool, on_actors
 from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
 
 _MINED_TYPES = ("retrieval", "reranking")  # unless the recipe names datasets
-_BLOCKS = 64  # parts of a stage that actors ask for: enough to share unequal ones evenly
 _SECONDS_BETWEEN_LINES = 30.0
 
 Counts = dict[str, dict[str, int]]
@@ -95,13 +94,11 @@ def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
         for model in range(len(task.digests))
         for place, entry, size in zip(places, entries.values(), sizes, strict=True)
     ]
-    _on_actors(task, _Embedder, _unfinished(t.embeddings() for t in texts), _progress(say, "shards of texts embedded"))
-    _on_actors(
-        task,
-        _Ranker,
-        _unfinished(t.rankings(task.settings.ranks) for t in texts),
-        _progress(say, "shards of queries ranked"),
-    )
+    pool = Pool(task.actors, task.bundle)
+    embeddings = _each_once(t.embeddings() for t in texts)
+    on_actors(partial(_Embedder, task), embeddings, pool, _progress(say, "shards of texts embedded"))
+    rankings = _each_once(t.rankings(task.settings.ranks) for t in texts)
+    on_actors(partial(_Ranker, task), rankings, pool, _progress(say, "shards of queries ranked"))
     written = on_workers(
         partial(write_shard, datasets=places, settings=task.settings, out=out), row_shards(task.corpus)
     )
@@ -196,9 +193,9 @@ class _Texts:
         return tuple(self.place.vectors[self.model] / f"{kind}-{number:05d}.npy" for number in range(shards))
 
 
-def _unfinished(units: Iterable[Iterable[Any]]) -> list[Any]:
-    """Each target once, although a model may be named twice."""
-    return list({unit.target: unit for some in units for unit in some if not unit.target.is_file()}.values())
+def _each_once(units: Iterable[Iterable[Any]]) -> list[Any]:
+    """All units; each target once, although a model may be named twice."""
+    return list({unit.target: unit for some in units for unit in some}.values())
 
 
 class _Embedder:
@@ -250,50 +247,6 @@ def _save(file: Path, array: np.ndarray) -> None:
     with open(temporary, "wb") as stream:
         np.save(stream, array)
     os.replace(temporary, file)
-
-
-class _Actor:
-    """Does units of a stage; a user's mistake comes back as a value, because Ray wraps what is raised."""
-
-    def __init__(self, make: Callable[[MineTask], Callable[[Any], None]], task: MineTask, units: Sequence[Any]) -> None:
-        self._work, self._units = make(task), units
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            self._work(self._units[row["unit"]])
-        except BoomError as error:
-            return {"mistake": str(error)}
-        return {"mistake": ""}
-
-
-def _on_actors(
-    task: MineTask,
-    make: Callable[[MineTask], Callable[[Any], None]],
-    units: Sequence[Any],
-    tick: Callable[[int, int], None],
-) -> None:
-    """Do the units with what ``make(task)`` gives, on the task's actors; ``tick(done, all)`` meanwhile."""
-    if not units:
-        return
-    import ray.data
-
-    actors = min(task.actors, len(units))
-    blocks = np.array_split(np.arange(len(units)), min(len(units), max(_BLOCKS, 4 * actors)))
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
-        stream = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map(
-            _Actor,
-            fn_constructor_args=(make, task, units),
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=task.bundle.cpus,
-            num_gpus=task.bundle.gpus,
-        )
-        for done, row in enumerate(stream.iter_rows(), start=1):
-            if row["mistake"]:
-                raise BoomError(f"corpus.mine: {row['mistake']}")
-            tick(done, len(units))
 
 
 def _progress(say: Say, what: str) -> Callable[[int, int], None]:

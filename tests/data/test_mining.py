@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -213,3 +217,25 @@ def test_mistakes_are_one_readable_message(corpus: Path, models: tuple[str, str]
     fails("'alike' is trained on scores", datasets=("alike",))
     (tmp_path / "empty").mkdir()
     fails("empty has no tokenizer", (str(tmp_path / "empty"),))
+
+
+def test_a_lost_actor_is_replaced(corpus: Path, models: tuple[str, str], mined: Mined, tmp_path: Path) -> None:
+    lost: list[int] = []
+
+    def kill_the_first_actor() -> None:
+        deadline = time.monotonic() + 120
+        while not lost and time.monotonic() < deadline:
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # some end while they are looked at
+                    if any("MapWorker" in part for part in process.cmdline()):
+                        process.kill()
+                        lost.append(process.pid)
+                        return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_the_first_actor)
+    killer.start()
+    again = carry_out(corpus, models, tmp_path)
+    killer.join()
+    assert lost
+    assert shards_of(again.out) == shards_of(mined.out)
