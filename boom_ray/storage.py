@@ -48,6 +48,10 @@ class Entry:
     digest: str
 
 
+class Unreachable(OSError):
+    """A file could not be read, for all the attempts; the text says which and why."""
+
+
 def is_remote(uri: str) -> bool:
     return "://" in uri
 
@@ -98,7 +102,7 @@ def open_file(uri: str, size: int) -> IO[bytes]:
     """A seekable, buffered stream. A connection that breaks is taken up again where it broke.
 
     Raises:
-        OSError: on reading, what ``ATTEMPTS`` attempts could not read; its text says which file.
+        Unreachable: on reading, what ``ATTEMPTS`` attempts could not read.
     """
     return io.BufferedReader(_Remote(uri, size), _BUFFER)
 
@@ -176,7 +180,7 @@ class _Remote(io.RawIOBase):
         try:
             data = retried(lambda: self._read(wanted), self._uri, "read")
         except BoomError as error:
-            raise OSError(str(error)) from None
+            raise Unreachable(str(error)) from None
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

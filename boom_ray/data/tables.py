@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from boom_ray.data.lines import Damaged
+from boom_ray.storage import Unreachable
 
 _ROWS = 256  # turned into Python objects at once
 _MAX_GROUP_BYTES = 4 << 30  # of one row group, decompressed
@@ -25,7 +26,7 @@ def group_sizes(stream: IO[bytes], parquet: bool) -> list[int]:
             return []
         count = pa.ipc.open_file(stream).num_record_batches
         size = stream.seek(0, 2)
-    except pa.ArrowException:
+    except (pa.ArrowException, OSError):
         return []  # read_table says what is wrong with it
     return [size // count] * count if count else []
 
@@ -53,7 +54,9 @@ def read_table(stream: IO[bytes], parquet: bool, start: int, stop: int | None) -
         for batch in (_parquet_batches if parquet else _arrow_batches)(stream, start, stop):
             for at in range(0, len(batch), _ROWS):
                 yield from batch.slice(at, _ROWS).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, Unreachable) or getattr(error, "errno", None):
+            raise  # the disk or the network; Arrow says OSError of damaged data, too
         kind = "Parquet" if parquet else "Arrow"
         raise Damaged(f"the {kind} file is damaged from here on ({str(error).splitlines()[0]})") from None
 

@@ -66,21 +66,23 @@ def test_the_digest_of_a_bucket_follows_the_object(bucket):
 
 def test_what_will_not_pass_stops_at_once(bucket):
     bucket.put("a.jsonl", LINES)
+    bucket.put("a.parquet", _parquet())
     started = time.monotonic()
     with pytest.raises(BoomError, match=r"s3://nowhere/a cannot be listed: .*NO_SUCH_BUCKET.*Check the name"):
         resolve(FilesSource(path=bucket.uri("a", "nowhere")))
     with pytest.raises(BoomError, match=r"s3://bucket/none cannot be listed: .*Check the name and the path"):
         resolve(FilesSource(path=bucket.uri("none")))
-    with pytest.raises(BoomError, match=r"no file matches s3://bucket/\*.parquet"):
-        resolve(FilesSource(path=bucket.uri("*.parquet")))
+    with pytest.raises(BoomError, match=r"no file matches s3://bucket/\*.arrow"):
+        resolve(FilesSource(path=bucket.uri("*.arrow")))
     bucket.put("b.csv", b"a,b")
     with pytest.raises(BoomError, match="of no known kind"):
         resolve(FilesSource(path=bucket.uri("b.csv")))
     assert time.monotonic() - started < 5
-    (file,) = resolve(FilesSource(path=bucket.uri("a.jsonl")))
-    bucket.client.delete_object(Bucket="bucket", Key="a.jsonl")
-    with pytest.raises(BoomError, match=r"s3://bucket/a.jsonl, line 1: cannot be read"):
-        list(read_rows(file))
+    for name in ("a.jsonl", "a.parquet"):
+        (file,) = resolve(FilesSource(path=bucket.uri(name)))
+        bucket.client.delete_object(Bucket="bucket", Key=name)
+        with pytest.raises(BoomError, match=rf"s3://bucket/{name}, line 1: cannot be read"):
+            list(read_rows(file))
 
 
 def test_a_bucket_out_of_reach_is_named_after_bounded_attempts(monkeypatch, quick):
