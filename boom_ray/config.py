@@ -263,11 +263,28 @@ class Train(_Frozen):
         None, ge=0, description="candidates whose cosine is above the positive's by more than this are no negatives"
     )
     precision: Literal["float32", "bfloat16"] = "float32"
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1, description="what workers share: 0 nothing, 1 optimiser, 2 also gradients, 3 also weights"
+    )
     chunk_tokens: int = Field(
         16384, ge=64, description="texts are sorted by length and encoded in chunks of this many tokens (2048 on a CPU)"
     )
+    graph_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="tokens of a batch whose activations a worker keeps; of the others they are computed twice. 0: the "
+        "least memory; default: all are kept",
+    )
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _has_masters(self) -> Train:
+        if self.precision == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "with precision bfloat16, zero_stage is 1, 2 or 3: at 0 DeepSpeed keeps no float32 copy of the "
+                "weights, and small updates are lost"
+            )
+        return self
 
 
 class Resources(_Frozen):

@@ -9,6 +9,7 @@ and encoded in chunks of at most ``chunk_tokens`` padded tokens.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def chunk_budget(chunk_tokens: int, device: torch.device) -> int:
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Token states [B, T, D] and right-padded mask [B, T] to unit vectors [B, D]."""
+    """Token states [B, T, D] and right-padded mask [B, T] to unit vectors [B, D], in float32 at least."""
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         vectors = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
@@ -66,31 +67,34 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         vectors = hidden[:, 0]
     else:
         vectors = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    return torch.nn.functional.normalize(vectors.float(), dim=-1)
+    return torch.nn.functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
 def embed(
     backbone: torch.nn.Module, sequences: Sequence[np.ndarray], pooling: str, pad_id: int, chunk_tokens: int
 ) -> torch.Tensor:
     """Unit vectors [N, D] of N token sequences, in input order; differentiable unless grad is off."""
-    if not sequences:  # a rank without rows: no vectors, but a graph, so that its gradients are zeros and not missing
+    if not sequences:
         return embed(backbone, [np.array([pad_id])], pooling, pad_id, chunk_tokens)[:0]
     device = next(backbone.parameters()).device
-    parts, order = [], []
-    for chunk in length_chunks([len(s) for s in sequences], chunk_budget(chunk_tokens, device)):
-        width = max(1, len(sequences[chunk[0]]))
-        ids = np.full((len(chunk), width), pad_id, dtype=np.int64)
-        mask = np.zeros((len(chunk), width), dtype=np.int64)
-        for row, index in enumerate(chunk):
-            tokens = sequences[index]
-            ids[row, : len(tokens)] = tokens
-            mask[row, : max(1, len(tokens))] = 1  # a text without tokens is read as one padding token
-        attention = torch.from_numpy(mask).to(device)
-        hidden = backbone(input_ids=torch.from_numpy(ids).to(device), attention_mask=attention).last_hidden_state
-        parts.append(pool(hidden, attention, pooling))
-        order.append(chunk)
-    inverse = torch.from_numpy(np.argsort(np.concatenate(order))).to(device)
-    return torch.cat(parts)[inverse]
+    chunks = length_chunks([len(s) for s in sequences], chunk_budget(chunk_tokens, device))
+    parts = [embed_chunk(backbone, [sequences[i] for i in chunk], pooling, pad_id) for chunk in chunks]
+    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(chunks))).to(device)]
+
+
+def embed_chunk(backbone: torch.nn.Module, sequences: Sequence[np.ndarray], pooling: str, pad_id: int) -> torch.Tensor:
+    """Unit vectors [N, D] of N sequences in one forward pass, padded to the longest."""
+    width = max(1, *(len(tokens) for tokens in sequences))
+    ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), width), dtype=np.int64)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : max(1, len(tokens))] = 1  # a text without tokens is read as one padding token
+    device = next(backbone.parameters()).device
+    attention = torch.from_numpy(mask).to(device)
+    told = None if mask.all() else attention  # without padding, attention has no mask to add
+    hidden = backbone(input_ids=torch.from_numpy(ids).to(device), attention_mask=told).last_hidden_state
+    return pool(hidden, attention, pooling)
 
 
 class Encoder:
@@ -142,8 +146,15 @@ class Encoder:
     def save(self, directory: str | Path) -> None:
         """Write the portable directory: weights, tokenizer, pooling and module list."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        self.save_description(directory)
         self.backbone.save_pretrained(directory, max_shard_size="4GB")
+
+    def save_description(self, directory: Path) -> None:
+        """Write everything but the weights, which are someone else's to bring, in float32."""
+        directory.mkdir(parents=True, exist_ok=True)
+        config = copy.deepcopy(self.backbone.config)
+        config.architectures, config.dtype = [type(self.backbone).__name__], "float32"
+        config.save_pretrained(directory)
         self.tokenizer.model_max_length = self.max_tokens
         self.tokenizer.save_pretrained(directory)
         write_modules(directory, self.pooling, int(self.backbone.config.hidden_size), self.max_tokens, self.prompts)

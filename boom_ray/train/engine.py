@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,19 @@ import torch
 
 from boom_ray.config import Train
 from boom_ray.encoder import embed
+from boom_ray.train.cache import BatchEncoder
 
 
 class PlainEngine:
     """AdamW on plain torch, one process."""
 
-    def __init__(self, model: torch.nn.Module, train: Train) -> None:
+    def __init__(self, model: BatchEncoder, train: Train) -> None:
         self.model = model
+        self.shapes = _shapes(model.backbone)
         self._max_norm = train.max_grad_norm
-        self._optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=train.learning_rate)
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(model, train.weight_decay), lr=train.learning_rate, fused=True
+        )
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float:
         loss.backward()
@@ -28,22 +33,31 @@ class PlainEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.model.backbone.state_dict().items()
+
 
 class DeepSpeedEngine:
-    """The same update through DeepSpeed, ZeRO stage 0, 1 or 2, inside an initialised process group."""
+    """The same update through DeepSpeed, ZeRO stage 0 to 3, inside an initialised process group."""
 
-    def __init__(self, model: torch.nn.Module, train: Train) -> None:
+    def __init__(self, model: BatchEncoder, train: Train) -> None:
         import deepspeed
 
         # On CPUs DeepSpeed would compile a collective of its own at the start (half a minute, ninja, a C++ compiler);
         # only its inference uses it, so it is declared not to fit this machine.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._backbone = model.backbone
+        self.shapes = _shapes(model.backbone)
+        trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+        state = model.backbone.state_dict()
+        # what is not trained is lost otherwise: rounded to bfloat16, or cut into parts
+        self._untrained = {name: tensor.cpu().clone() for name, tensor in state.items() if name not in trained}
         groups = parameter_groups(model, train.weight_decay)
         self._engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=deepspeed_config(train))
 
     @property
     def model(self) -> torch.nn.Module:
-        return self._engine.module
+        return self._engine
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float:
         # The learning rate is a pure function of the step, so it is set here and no scheduler has a state to restore.
@@ -52,16 +66,33 @@ class DeepSpeedEngine:
         self._engine.backward(loss)
         # without ZeRO the gradients are whole and averaged here, and DeepSpeed tells no norm of them
         whole = (
-            [] if self._engine.zero_optimization() else [p.grad for p in self.model.parameters() if p.grad is not None]
+            []
+            if self._engine.zero_optimization()
+            else [p.grad for p in self._backbone.parameters() if p.grad is not None]
         )
         own = torch.nn.utils.get_total_norm(whole)
         self._engine.step()
         told = self._engine.get_global_grad_norm()
         return float(own if told is None else told)
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """From the float32 masters where the model is bfloat16; each is whole on a rank only while it is asked for."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        yield from self._untrained.items()
+        for name, parameter in self._backbone.named_parameters():
+            if name not in self._untrained:
+                master = safe_get_full_fp32_param(parameter)
+                whole = parameter.detach() if master is None else master
+                yield name, whole.reshape(self.shapes[name])
+
+
+def _shapes(backbone: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in backbone.state_dict().items()}
+
 
 def deepspeed_config(train: Train) -> dict[str, Any]:
-    """The DeepSpeed settings of a recipe. One ``backward`` per step, so every stage here sums gradients correctly."""
+    """The DeepSpeed settings of a recipe. One forward and backward per step: every stage sums rightly."""
     import torch.distributed as dist
 
     world = dist.get_world_size()

@@ -1,15 +1,15 @@
 """The training loop: short, visible, on plain torch. It imports neither ray nor deepspeed.
 
-One step: encode the batch in length-sorted chunks, gather the embeddings of all ranks, take the loss of the *global*
-batch, and let the engine step. Every rank computes the same loss value and differentiates its own part of it; the
-engine averages gradients over ranks, so the loss is multiplied by their number once, here.
+One step: encode the batch (:mod:`boom_ray.train.cache`), gather the embeddings of all ranks, take the loss of the
+*global* batch, and let the engine step. Every rank computes the same loss value and differentiates its own part of it;
+the engine averages gradients over ranks, so the loss is multiplied by their number once, here.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +19,6 @@ import torch
 from boom_ray.config import BoomError, Train
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import TrainBatch
-from boom_ray.encoder import embed
 from boom_ray.train.gather import GlobalRows, gather, gather_rows, rank, world
 from boom_ray.train.losses import allowed_candidates, cosent, info_nce, not_above_positive
 
@@ -28,10 +27,21 @@ class Engine(Protocol):
     """What the loop asks of plain torch or DeepSpeed."""
 
     @property
-    def model(self) -> torch.nn.Module: ...
+    def model(self) -> torch.nn.Module:
+        """Token sequences of a batch to unit vectors: a :class:`boom_ray.train.cache.BatchEncoder` or its wrapping."""
+        ...
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float:
         """Backward, clip and update; returns the gradient norm before clipping."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of the backbone's tensors, by name."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The backbone's tensors by name, whole, in float32, one at a time; an exchange, so all ranks take part."""
         ...
 
 
@@ -43,8 +53,6 @@ class LoopSettings:
     train: Train
     steps: int
     seed: int
-    pooling: str
-    pad_id: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def train(
 def global_loss(model: torch.nn.Module, batch: TrainBatch, rows: GlobalRows, settings: LoopSettings) -> torch.Tensor:
     """The loss of the global batch; gradients flow into this rank's embeddings only."""
     train = settings.train
-    vectors = embed(model, batch.queries + batch.candidates, settings.pooling, settings.pad_id, train.chunk_tokens)
+    vectors = model(batch.queries + batch.candidates)
     return batch_loss(vectors, rows, train.temperature, train.false_negative_margin)
 
 

@@ -23,8 +23,10 @@ from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
+from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import PlainEngine, freeze_unused
 from boom_ray.train.loop import Engine, LoopSettings, StepRecord, train
+from boom_ray.train.weights import write_weights
 
 _LOGGED_POINTS = 300  # of the loss curve that the manifest keeps
 
@@ -69,24 +71,22 @@ def load(task: MemberTask, device: str) -> Encoder:
     return encoder
 
 
-def run(task: MemberTask, encoder: Encoder, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> None:
-    settings = LoopSettings(
-        name=task.name,
-        train=task.train,
-        steps=task.steps,
-        seed=task.seed,
-        pooling=encoder.pooling,
-        pad_id=encoder.pad_id,
-    )
-    train(engine, batches, settings, log)
+def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> None:
+    train(engine, batches, LoopSettings(task.name, task.train, task.steps, task.seed), log)
 
 
-def commit(task: MemberTask, encoder: Encoder, log: StepLog, width: int) -> None:
-    """Write the trained member into the ledger."""
+def commit(task: MemberTask, encoder: Encoder, engine: Engine, log: StepLog, width: int) -> None:
+    """Write the trained member into the ledger; ranks other than the first call :func:`assist` meanwhile."""
     with Ledger(task.root).stage(task.key, inputs={"base": task.base, "tokens": task.tokens}) as stage:
-        encoder.backbone.float()
-        encoder.save(stage.path)
+        encoder.save_description(stage.path)
+        write_weights(engine.shapes, engine.tensors(), stage.path)
         stage.meta.update(task.meta, **log.summary(), width=width, threads=task.threads)
+
+
+def assist(engine: Engine) -> None:
+    """Take part in the exchanges of the rank that commits."""
+    for _ in engine.tensors():
+        pass
 
 
 def train_plain(task: MemberTask, batches: list[Batch]) -> None:
@@ -94,8 +94,9 @@ def train_plain(task: MemberTask, batches: list[Batch]) -> None:
     with StepLog(task) as log:
         encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
         store = open_store(task)
-        run(task, encoder, PlainEngine(encoder.backbone, task.train), local_feed(batches, store, task.draw), log)
-    commit(task, encoder, log, width=1)
+        engine = PlainEngine(batch_encoder(encoder, task.train), task.train)
+        run(task, engine, local_feed(batches, store, task.draw), log)
+    commit(task, encoder, engine, log, width=1)
 
 
 class StepLog:

@@ -8,6 +8,7 @@ import ray.train
 
 from boom_ray.data.feed import feed, shard_name
 from boom_ray.train import member
+from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import DeepSpeedEngine
 from boom_ray.train.member import MemberTask, StepLog
 
@@ -20,10 +21,12 @@ def train_member(config: dict[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     with StepLog(task, write=rank == 0) as log:
         encoder = member.load(task, device)
-        engine = DeepSpeedEngine(encoder.backbone, task.train)
+        engine = DeepSpeedEngine(batch_encoder(encoder, task.train), task.train)
         batches = feed(ray.train.get_dataset_shard(shard_name(rank)), member.open_store(task), task.draw)
-        member.run(task, encoder, engine, batches, log)
+        member.run(task, engine, batches, log)
     if rank == 0:
-        member.commit(task, encoder, log, width)
+        member.commit(task, encoder, engine, log, width)
+    else:
+        member.assist(engine)
     # report is a barrier: no rank ends before the member is committed
     ray.train.report({"steps": len(log.records), "loss": log.records[-1].loss if log.records else None})

@@ -21,11 +21,14 @@ from boom_ray.data.batches import BatchReader, DrawSettings, TrainBatch, slice_o
 from boom_ray.data.schedule import MIXED, Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
+from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import DeepSpeedEngine, PlainEngine, freeze_unused
 from boom_ray.train.gather import gather_rows
 from boom_ray.train.loop import LoopSettings, StepRecord, global_loss, train
 
-STEPS = 10
+STEPS = 20
+STAGES = (0, 1, 2, 3)
+GRAPH_TOKENS = {0: None, 1: 0, 2: 600, 3: 300}  # of 1,000 to 2,000 in a batch
 DRAW = DrawSettings(1, 3)
 # dataset, rows of the global batch: even and uneven slices, fewer rows than ranks, every kind of loss and mask
 CASES = [
@@ -35,7 +38,7 @@ CASES = [
 ]
 
 
-def settings(zero_stage: int = 0) -> Train:
+def settings(zero_stage: int = 0, precision: str = "float32") -> Train:
     return Train(
         batch_size=16,
         learning_rate=1e-3,
@@ -45,6 +48,8 @@ def settings(zero_stage: int = 0) -> Train:
         max_grad_norm=9.0,
         zero_stage=zero_stage,
         chunk_tokens=256,
+        graph_tokens=GRAPH_TOKENS[zero_stage],
+        precision=precision,
         false_negative_margin=0.02,
     )
 
@@ -54,10 +59,12 @@ def main(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
     store = TokenStore(folder / "tokens")
     out: dict[str, Any] = {"gradients": [gradients(folder, store, *case, rank, world) for case in CASES]}
-    for stage in (0, 1, 2):
-        out[f"zero-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, stage)
+    for stage in STAGES:
+        out[f"zero-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, settings(stage))
+    for stage in (1, 3):
+        out[f"bfloat16-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, settings(stage, "bfloat16"))
     if world == 1:
-        out["plain"] = steps(folder, store, rank, world, PlainEngine, 0)
+        out["plain"] = steps(folder, store, rank, world, PlainEngine, settings())
     if rank == 0:
         torch.save(out, folder / f"out-{world}.pt")
     dist.barrier()
@@ -70,8 +77,8 @@ def load(folder: Path) -> Encoder:
     return encoder
 
 
-def loop_settings(encoder: Encoder, stage: int = 0) -> LoopSettings:
-    return LoopSettings("member-0", settings(stage), STEPS, 3, encoder.pooling, encoder.pad_id)
+def loop_settings(train: Train) -> LoopSettings:
+    return LoopSettings("member-0", train, STEPS, 3)
 
 
 def part(store: TokenStore, step: int, batch: Batch, rank: int, world: int) -> TrainBatch:
@@ -88,7 +95,7 @@ def gradients(folder: Path, store: TokenStore, name: str, count: int, rank: int,
     rows = (rows if name == MIXED else np.flatnonzero(store.dataset == names.index(name)))[:count]
     batch = part(store, 0, Batch(name, rows, 0), rank, world)
     everyone = gather_rows(batch)
-    loss = global_loss(encoder.backbone, batch, everyone, loop_settings(encoder))
+    loss = global_loss(batch_encoder(encoder, settings()), batch, everyone, loop_settings(settings()))
     (loss * world).backward()
     found = {}
     for parameter_name, parameter in encoder.backbone.named_parameters():
@@ -101,20 +108,23 @@ def gradients(folder: Path, store: TokenStore, name: str, count: int, rank: int,
     return {"loss": losses, "gradients": found, "digest": everyone.digest}
 
 
-def steps(folder: Path, store: TokenStore, rank: int, world: int, engine: Any, stage: int) -> dict[str, Any]:
-    """Ten steps of the real loop over batches of all datasets, one of them with fewer rows than ranks."""
+def steps(folder: Path, store: TokenStore, rank: int, world: int, engine: Any, recipe: Train) -> dict[str, Any]:
+    """Steps of the real loop over batches of all datasets, one of them with fewer rows than ranks."""
     encoder = load(folder)
     bag = {d["name"]: np.flatnonzero(store.dataset == i) for i, d in enumerate(store.datasets)}
     bag["alike"], bag["ask"] = bag["alike"][:17], bag["ask"][:49]  # tails of one row
-    plan = batch_shuffle(bag, dict.fromkeys(bag, 16), 1, 5, 0).batches[:STEPS]
+    plan = [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 1, 5, epoch).batches][:STEPS]
+    assert len(plan) == STEPS
     batches = [part(store, step, b, rank, world) for step, b in enumerate(plan)]
     records: list[StepRecord] = []
-    train(engine(encoder.backbone, settings(stage)), batches, loop_settings(encoder, stage), records.append)
-    weights = {n: p.detach().clone() for n, p in encoder.backbone.named_parameters()}
+    running = engine(batch_encoder(encoder, recipe), recipe)
+    train(running, batches, loop_settings(recipe), records.append)
+    weights = {n: tensor.clone() for n, tensor in running.tensors()}
+    assert {n: tuple(w.shape) for n, w in weights.items()} == running.shapes
     before = dict(load(folder).backbone.named_parameters())
     moved = {n: p - before[n].detach() for n, p in weights.items()}
     told = {"losses": [r.loss for r in records], "norms": [r.grad_norm for r in records]}
-    return {**told, "rows": [(r.rows, r.digest) for r in records], "moved": moved}
+    return {**told, "rows": [(r.rows, r.digest) for r in records], "weights": weights, "moved": moved}
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from boom_ray.data.schedule import MIXED, Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
+from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import PlainEngine, freeze_unused, parameter_groups
 from boom_ray.train.gather import gather_rows
 from boom_ray.train.loop import LoopSettings, StepRecord, batch_loss, global_loss, learning_rate, train
@@ -50,7 +51,7 @@ def encoder(small_base: Callable[..., Path]) -> Encoder:
 
 def _settings(encoder: Encoder, steps: int, **changes: object) -> LoopSettings:
     settings = TRAIN.model_copy(update=changes)
-    return LoopSettings("member-7", settings, steps, 3, encoder.pooling, encoder.pad_id)
+    return LoopSettings("member-7", settings, steps, 3)
 
 
 @given(st.integers(1, 400), st.floats(0, 0.99), st.floats(1e-6, 1))
@@ -79,7 +80,8 @@ def test_the_loss_and_its_gradient_do_not_depend_on_how_texts_are_cut(encoder, b
     values, gradients = [], []
     for chunk_tokens in (10**6, 256, 64):
         encoder.backbone.zero_grad()
-        loss = global_loss(encoder.backbone, batch, rows, _settings(encoder, 1, chunk_tokens=chunk_tokens))
+        settings = _settings(encoder, 1, chunk_tokens=chunk_tokens)
+        loss = global_loss(batch_encoder(encoder, settings.train), batch, rows, settings)
         loss.backward()
         values.append(float(loss.detach()))
         used = [p.grad.flatten() for p in encoder.backbone.parameters() if p.grad is not None]
@@ -115,7 +117,7 @@ def test_training_lowers_the_loss_and_logs_every_step(encoder, batches):
     before = {n: p.detach().clone() for n, p in encoder.backbone.named_parameters()}
     settings, records = _settings(encoder, 3 * len(batches)), list[StepRecord]()
     rounds = [dataclasses.replace(b, step=i * len(batches) + b.step) for i in range(3) for b in batches]
-    train(PlainEngine(encoder.backbone, settings.train), rounds, settings, records.append)
+    train(PlainEngine(batch_encoder(encoder, settings.train), settings.train), rounds, settings, records.append)
     assert [r.step for r in records] == list(range(3 * len(batches)))
     assert [r.dataset for r in records] == [b.dataset for b in rounds]
     assert [(r.rows, r.texts, r.tokens) for r in records] == [(b.global_rows, b.texts, b.tokens) for b in rounds]
@@ -130,7 +132,7 @@ def test_training_lowers_the_loss_and_logs_every_step(encoder, batches):
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_names_member_step_and_dataset(encoder, batches, where):
     settings = _settings(encoder, len(batches))
-    engine = PlainEngine(encoder.backbone, settings.train)
+    engine = PlainEngine(batch_encoder(encoder, settings.train), settings.train)
     if where == "loss":
         with torch.no_grad():
             encoder.backbone.get_input_embeddings().weight[:] = float("nan")

@@ -1,0 +1,103 @@
+"""Large batches in fixed memory: texts pass the backbone in length-sorted chunks, and the graphs of no more chunks are
+kept than a budget allows; the others are computed again when their gradients are due (GradCache: Gao et al. 2021,
+arXiv 2101.06983, with Chen et al. 2016, arXiv 1604.06174, for the part that fits).
+
+Everything happens inside one graph: a chunk whose graph is not kept is a checkpoint, so the loss of the whole batch has
+one backward pass, each parameter gets its gradient once, and DeepSpeed sees one forward and one backward per step. The
+usual way, a backward pass per chunk, is silently wrong under it at ZeRO 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
+
+from boom_ray.config import Pooling, Train
+from boom_ray.encoder import Encoder, chunk_budget, embed_chunk, length_chunks
+from boom_ray.train.gather import world
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a batch passes the backbone.
+
+    Attributes:
+        chunk_tokens: padded tokens of one chunk at most.
+        graph_tokens: padded tokens whose graphs are kept at most; None: all.
+        in_step: each forward is an exchange between ranks (ZeRO 3), so all ranks run the same number of chunks, and
+            compute the same ones again.
+    """
+
+    chunk_tokens: int
+    graph_tokens: int | None = None
+    in_step: bool = False
+
+
+class BatchEncoder(torch.nn.Module):
+    """The module that is trained: token sequences of a batch in, unit vectors out."""
+
+    def __init__(self, backbone: torch.nn.Module, pooling: Pooling, pad_id: int, budget: Budget) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.pad_id = pad_id
+        self.budget = budget
+
+    def forward(self, sequences: Sequence[np.ndarray]) -> torch.Tensor:
+        """Unit vectors [N, D] of N token sequences, in input order; equal texts are encoded once.
+
+        A rank without texts encodes one padding token: no vectors, but a graph, so that its gradients are zeros and
+        not missing.
+        """
+        texts, place = distinct(sequences)
+        texts = texts or [np.array([self.pad_id])]
+        device = next(self.backbone.parameters()).device
+        chunks = length_chunks([len(text) for text in texts], chunk_budget(self.budget.chunk_tokens, device))
+        sizes = [len(chunk) * max(1, len(texts[chunk[0]])) for chunk in chunks]
+        again, extra = len(chunks) - kept_chunks(sizes, self.budget.graph_tokens), 0
+        if self.budget.in_step:
+            again, extra = _agree(again, len(chunks), device)
+        groups = [[texts[i] for i in chunk] for chunk in chunks] + [[np.array([self.pad_id])]] * extra
+        parts = []
+        for number, group in enumerate(groups):
+            inputs = (self.backbone, group, self.pooling, self.pad_id)
+            if number < again and torch.is_grad_enabled():
+                parts.append(checkpoint(embed_chunk, *inputs, use_reentrant=False))
+            else:
+                parts.append(embed_chunk(*inputs))
+        row = np.argsort(np.concatenate(chunks))[place]
+        return torch.cat(parts).index_select(0, torch.from_numpy(row).to(device))
+
+
+def batch_encoder(encoder: Encoder, train: Train) -> BatchEncoder:
+    """What a recipe trains of an encoder."""
+    budget = Budget(train.chunk_tokens, train.graph_tokens, in_step=train.zero_stage == 3 and world() > 1)
+    return BatchEncoder(encoder.backbone, encoder.pooling, encoder.pad_id, budget)
+
+
+def distinct(sequences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The different sequences in the order of their first occurrence, and for each input the number of its own."""
+    found: dict[bytes, int] = {}
+    place = [found.setdefault(np.asarray(s, np.int64).tobytes(), len(found)) for s in sequences]
+    first = {number: index for index, number in reversed(list(enumerate(place)))}
+    return [sequences[first[number]] for number in range(len(first))], np.array(place, dtype=np.int64)
+
+
+def kept_chunks(sizes: Sequence[int], graph_tokens: int | None) -> int:
+    """How many of the last chunks keep their graphs: backward starts with them, so they are gone when others return."""
+    if graph_tokens is None:
+        return len(sizes)
+    return int((np.cumsum(list(reversed(sizes))) <= graph_tokens).sum())
+
+
+def _agree(again: int, count: int, device: torch.device) -> tuple[int, int]:
+    """(chunks that all ranks compute again, chunks of nothing that this rank adds to have as many as the others)."""
+    most = torch.tensor([again, count], device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    again, longest = most.tolist()
+    return int(again), int(longest) - count
