@@ -41,7 +41,7 @@ def to_boom(raw: Any, layout: Layout) -> Any:
 
 def guess(raw: Mapping[str, Any]) -> Layout | None:
     """The layout of another tool that a row's field names give away."""
-    if raw.get("type") in _FLAG_TYPES or "pos_scores" in raw or "neg_scores" in raw:
+    if _is_flag_type(raw.get("type")) or "pos_scores" in raw or "neg_scores" in raw:
         return "flagembedding"
     if "pos" in raw:
         return "boom"
@@ -66,7 +66,7 @@ def _flagembedding(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "pos" not in raw:
         raise _other(raw, "flagembedding", "pos")
     kind = raw.get("type") or "normal"
-    if kind not in _FLAG_TYPES:
+    if not _is_flag_type(kind):
         raise RowError(f"unknown type {kind!r} of FlagEmbedding: one of {', '.join(_FLAG_TYPES)}")
     row = _kept(raw) | {"query": raw.get("query"), "pos": raw["pos"], "neg": raw.get("neg")}
     if kind == "only_1neg" and isinstance(row["neg"], list):
@@ -105,6 +105,10 @@ def _tevatron(raw: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise _other(raw, "tevatron", "positive_passages")
     return {"task_type": "retrieval"} | _kept(raw) | {"query": query, "pos": pos, "neg": neg}
+
+
+def _is_flag_type(value: Any) -> bool:
+    return isinstance(value, str) and value in _FLAG_TYPES
 
 
 def _passages(value: Any, side: str) -> Any:

@@ -229,14 +229,9 @@ def _examples(unit: Unit, tally: _Tally, rejects: IO[str]) -> Iterator[Example]:
 def _example(raw: Any, source: FilesSource, name: str) -> Example:
     if isinstance(raw, BadRow):
         raise RowError(raw.reason)
-    if source.layout != "boom":
-        return parse_row(to_boom(raw, source.layout), source, name)
-    try:
-        return parse_row(raw, source, name)
-    except RowError:
-        if source.columns == _DEFAULT_COLUMNS:
-            to_boom(raw, source.layout)  # a row of another tool: says which layout to set
-        raise
+    if source.layout != "boom" or source.columns == _DEFAULT_COLUMNS:
+        raw = to_boom(raw, source.layout)  # a boom row that looks like another tool's says which layout to set
+    return parse_row(raw, source, name)
 
 
 def _dataset_or(name: str, raw: Any, source: FilesSource) -> str:

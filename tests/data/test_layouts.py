@@ -103,4 +103,8 @@ def test_a_row_of_the_wrong_layout_names_the_right_one():
         to_boom({"query": "q", "positive_passages": ["plain"]}, "tevatron")
     with pytest.raises(RowError, match="unknown type 'other'"):
         to_boom({**FLAG, "type": "other"}, "flagembedding")
+    with pytest.raises(RowError, match="unknown type"):
+        to_boom({**FLAG, "type": [1]}, "flagembedding")
+    odd = {**BOOM, "type": [1]}
+    assert to_boom(odd, "boom") is odd
     assert to_boom([1], "tevatron") == [1]

@@ -15,8 +15,10 @@ from remote_servers import COMMIT
 
 from boom_ray import storage
 from boom_ray.config import BoomError, FilesSource
+from boom_ray.data.decontaminate import write_evaluation
+from boom_ray.data.parts import Unit, read_part, write_part
 from boom_ray.data.remote import offline_identity
-from boom_ray.data.sources import BadRow, file_digests, read_rows, resolve, spans
+from boom_ray.data.sources import WHOLE, BadRow, file_digests, read_rows, resolve, spans
 from boom_ray.storage import may_pass, retried, shown, split
 
 ROWS = [{"query": f"question {n}", "pos": [f"answer {n}"]} for n in range(500)]
@@ -100,6 +102,19 @@ def test_cut_gzip_in_a_bucket_keeps_what_came_before(bucket):
     rows = [row for _, row in read_rows(file)]
     assert rows[:-1] == ROWS[: len(rows) - 1]
     assert isinstance(rows[-1], BadRow)
+
+
+def test_bad_rows_of_a_bucket_are_quarantined_with_file_and_line(bucket, tmp_path):
+    bucket.put("a.jsonl", LINES + b'{"query": "no positive"}\n' + LINES.replace(b"question", b"other"))
+    source = FilesSource(path=bucket.uri("a.jsonl"), task_type="retrieval")
+    (file,) = resolve(source)
+    write_evaluation([], None, tmp_path)
+    write_part(Unit(0, 0, file, WHOLE, source), tmp_path)
+    part = read_part(tmp_path, 0)
+    (bad,) = map(json.loads, part.quarantine.read_text().splitlines())
+    assert (bad["file"], bad["line"]) == ("s3://bucket/a.jsonl", 501)
+    assert bad["reason"].startswith("missing field 'pos'")
+    assert part.rows == 1000
 
 
 CARD = """---
