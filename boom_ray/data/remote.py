@@ -12,7 +12,7 @@ from urllib.parse import quote
 import yaml
 
 from boom_ray.config import BoomError, FilesSource
-from boom_ray.storage import Entry, hub_parts, is_remote, list_files, open_file, split
+from boom_ray.storage import Entry, hub_parts, list_files, open_file, shown, split
 
 _MOST_README = 4 << 20  # bytes
 _SPLIT_WORDS = ("train", "training", "test", "testing", "eval", "evaluation", "dev", "validation", "valid", "val")
@@ -31,12 +31,14 @@ def match_files(uri: str, suffixes: Sequence[str]) -> list[Entry]:
             return entries
         depth = path.rstrip("/").count("/") + 1 if path else 0
         direct = [e for e in entries if path_of(e.uri).count("/") == depth]
-        return _wanted(direct, suffixes, f"folder {uri} holds no training file of a known kind: give a glob")
+        return _wanted(direct, suffixes, f"folder {shown(uri)} holds no training file of a known kind: give a glob")
     folder = "/".join(path.split("/")[: next(i for i, p in enumerate(path.split("/")) if glob.has_magic(p))])
     pattern = re.compile(_expression(path))
     start = uri.replace(path, folder, 1) if folder else uri.replace("/" + path, "", 1)
     return _wanted(
-        [e for e in list_files(start) if pattern.fullmatch(path_of(e.uri))], (), f"no file matches {uri}: check it"
+        [e for e in list_files(start) if pattern.fullmatch(path_of(e.uri))],
+        (),
+        f"no file matches {shown(uri)}: check the pattern",
     )
 
 
@@ -165,8 +167,3 @@ def _choice(kind: str, given: str | None, known: Sequence[str] | Mapping[str, An
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}."
     return f"no {kind} '{given}': {hint}"
-
-
-def is_elsewhere(source: FilesSource) -> bool:
-    """Whether a source's files lie on another machine."""
-    return source.hub is not None or is_remote(source.path or "")

@@ -74,7 +74,7 @@ def test_what_will_not_pass_stops_at_once(bucket):
         resolve(FilesSource(path=bucket.uri("a", "nowhere")))
     with pytest.raises(BoomError, match=r"s3://bucket/none cannot be listed: .*Check the name and the path"):
         resolve(FilesSource(path=bucket.uri("none")))
-    with pytest.raises(BoomError, match=r"no file matches s3://bucket/\*.arrow"):
+    with pytest.raises(BoomError, match=r"no file matches s3://bucket/\*.arrow: check the pattern"):
         resolve(FilesSource(path=bucket.uri("*.arrow")))
     bucket.put("b.csv", b"a,b")
     with pytest.raises(BoomError, match="of no known kind"):
