@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from boom_ray.config import Corpus, FilesSource
 from boom_ray.data.environment_sets import FUNCTIONS, MODULES, PACKAGES
-from boom_ray.data.layouts import to_boom
-from boom_ray.data.schema import RowError, parse_row
-from boom_ray.data.sources import BadRow, SourceFile, dataset_stem, read_rows, resolve
+from boom_ray.data.parts import first_example
+from boom_ray.data.sources import resolve
 
 _ENVIRONMENT = ((FUNCTIONS, "retrieval"), (MODULES, "clustering"), (PACKAGES, "classification"))
 
@@ -31,17 +30,5 @@ def datasets_of(corpus: Corpus) -> tuple[tuple[str, str], ...]:
 def _datasets_of(source: FilesSource) -> list[tuple[str, str]]:
     if source.name is not None and source.task_type is not None:
         return [(source.name, source.task_type)]
-    found = (_first_dataset(file, source) for file in resolve(source))
-    return [dataset for dataset in found if dataset is not None]
-
-
-def _first_dataset(file: SourceFile, source: FilesSource) -> tuple[str, str] | None:
-    for _, raw in read_rows(file):
-        try:
-            if not isinstance(raw, BadRow):
-                row = raw if source.layout == "boom" else to_boom(raw, source.layout)
-                example = parse_row(row, source, source.name or dataset_stem(file))
-                return example.dataset, example.task_type
-        except RowError:  # the corpus will say what is wrong with it
-            continue
-    return None
+    examples = (first_example(file, source) for file in resolve(source))
+    return [(example.dataset, example.task_type) for example in examples if example is not None]
