@@ -109,6 +109,10 @@ class FilesSource(_Frozen):
     def _one_origin(self) -> FilesSource:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give exactly one of 'path' (files) and 'hub' (the name of a Hugging Face dataset)")
+        if self.hub is None and (self.revision or self.subset):
+            raise ValueError("'revision' and 'subset' belong to 'hub'; in a path write hf://datasets/OWNER/NAME@REVISION/…")
+        if self.layout != "boom" and self.columns != Columns():
+            raise ValueError(f"'columns' serves layout boom; layout {self.layout} has names of its own")
         return self
 
     @property
