@@ -147,7 +147,7 @@ def test_a_wrong_value_is_refused_by_name(path, value, told):
 def test_missing_keys_are_named():
     message = _error({})
     assert all(f"key '{key}' is missing." in message for key in ("name", "base", "corpus"))
-    assert "key 'corpus.datasets.0.path' is missing." in _error(_with(PLAIN, "corpus.datasets", [{}]))
+    assert "give exactly one of 'path' (files) and 'hub'" in _error(_with(PLAIN, "corpus.datasets", [{}]))
 
 
 def test_files_that_are_no_recipe(tmp_path):
