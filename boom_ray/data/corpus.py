@@ -56,7 +56,8 @@ def build_corpus(
     """
     out = out.absolute()  # a worker may stand in another folder
     work = scratch.absolute() if scratch else out / "parts"
-    work.mkdir(parents=True, exist_ok=True)
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
     units, own_texts = _units(corpus, work, out / "eval")
     _claim(work, units)
     write_evaluation((t for texts in (evaluation_texts, own_texts) for t in texts), corpus.ngram, work)

@@ -131,17 +131,18 @@ def write_shard(plan: ShardPlan) -> dict[str, Any]:
         for batch in _kept_batches(plan):
             waiting.append(batch)
             while sum(map(len, waiting)) >= BATCH_ROWS:
-                whole, waiting = _cut(waiting)
-                writer.write_table(whole, max_chunksize=BATCH_ROWS)
+                table = pa.Table.from_batches(waiting, ROWS)
+                writer.write_table(_fresh(table.slice(0, BATCH_ROWS)))
+                waiting = table.slice(BATCH_ROWS).to_batches()
         if waiting:
-            writer.write_table(pa.Table.from_batches(waiting, ROWS).combine_chunks())
+            writer.write_table(_fresh(pa.Table.from_batches(waiting, ROWS)))
     os.replace(temporary, plan.target)
     return {}
 
 
-def _cut(waiting: list[pa.RecordBatch]) -> tuple[pa.Table, list[pa.RecordBatch]]:
-    table = pa.Table.from_batches(waiting, ROWS)
-    return table.slice(0, BATCH_ROWS).combine_chunks(), table.slice(BATCH_ROWS).to_batches()
+def _fresh(table: pa.Table) -> pa.Table:
+    """A copy whose buffers, and so whose bytes in a file, depend on the values alone and not on how they were cut."""
+    return table.combine_chunks().take(pa.array(np.arange(len(table))))
 
 
 def _kept_batches(plan: ShardPlan) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from boom_ray.config import BoomError, Corpus
+from boom_ray.data import corpus as corpus_module
 from boom_ray.data import environment_sets
 from boom_ray.data.corpus import build_corpus, tokenise
 from boom_ray.data.parts import COUNTS
@@ -138,6 +139,53 @@ def test_cap_keeps_the_same_rows_whatever_the_order_of_files(tmp_path, data):
     assert {r["id"] for r in _rows(out)} == {r["id"] for r in _rows(other)}
     _, reseeded = _build(tmp_path, name="reseeded", max_rows_per_dataset=7, seed=2)
     assert {r["id"] for r in _rows(out)} != {r["id"] for r in _rows(reseeded)}
+
+
+def test_a_dataset_has_its_own_cap(tmp_path, data):
+    datasets = [{"path": str(data / "a.jsonl"), "cap": 12}, {"path": str(data / "c.jsonl")}]
+    counts, out = _build(tmp_path, max_rows_per_dataset=4, datasets=datasets)
+    _check(counts)
+    assert {name: (c["rows"], c["capped"]) for name, c in counts.items()} == {
+        "a": (12, 28),
+        "shared": (6, 0),
+        "c": (4, 1),
+    }
+    listed = {d["name"]: d for d in json.loads((out / "datasets.json").read_text())}
+    assert [listed[name]["in_batch"] for name in ("a", "shared", "c")] == [True, True, False]
+
+
+def test_near_duplicates_and_shared_ngrams_are_dropped_and_counted(tmp_path, request):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    text = " ".join(f"w{n}" for n in range(60))
+    rows = [_retrieval(f"{text} {tail}") for tail in ("one", "two", "three")]
+    rows += [_retrieval(" ".join(f"v{n}" for n in range(k, k + 40))) for k in range(5)]
+    _write(folder / "a.jsonl", [*rows, rows[0]])
+    evaluation = [" ".join(f"v{n}" for n in range(30, 43))]  # thirteen words that the last two rows hold
+    settings = {"near_duplicates": 0.7, "ngram": 13}
+    counts, out = _build(tmp_path, evaluation, **settings)
+    _check(counts)
+    assert (counts["a"]["duplicates"], counts["a"]["near_duplicates"], counts["a"]["decontaminated"]) == (1, 4, 2)
+    assert [r["query"].split()[0] for r in _rows(out)] == ["w0", "v0"]
+    request.getfixturevalue("one_worker")
+    _, one = _build(tmp_path, evaluation, "one", **settings)
+    for file in sorted(out.iterdir()):
+        assert file.read_bytes() == (one / file.name).read_bytes(), file.name
+
+
+def test_one_large_file_is_shared_and_the_spans_do_not_show(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [_retrieval(f"q{n % 700}") if n % 50 else "{bad\n" for n in range(1000)]
+    _write(folder / "a.jsonl", rows)
+    counts, whole = _build(tmp_path, ["q5"], max_bad_fraction=0.5)
+    monkeypatch.setattr(corpus_module, "SPAN_BYTES", 3000)
+    again, cut = _build(tmp_path, ["q5"], "cut", max_bad_fraction=0.5)
+    assert again == counts
+    for file in sorted(whole.iterdir()):
+        assert file.read_bytes() == (cut / file.name).read_bytes(), file.name
+    lines = [json.loads(line)["line"] for line in (cut / "quarantine.jsonl").read_text().splitlines()]
+    assert lines == list(range(1, 1001, 50))
 
 
 def test_planted_leaks_are_all_found(tmp_path):

@@ -66,11 +66,39 @@ def test_task_types():
         parse_row([1], free, "x")
 
 
+def test_scores_are_needed_where_they_are_trained_on():
+    sts = GOOD | {"task_type": "sts"}
+    assert parse_row(sts, FilesSource(path="x.jsonl", loss="infonce"), "x").score is None
+    with pytest.raises(RowError, match="missing field 'score': loss cosent needs it"):
+        parse_row(GOOD, SOURCE.model_copy(update={"loss": "cosent"}), "x")
+
+
+def test_labels_are_texts_or_whole_numbers():
+    assert [parse_row(GOOD | {"label": value}, SOURCE, "x").label for value in (" a ", 3, True, None, "")] == [
+        "a",
+        "3",
+        "1",
+        None,
+        None,
+    ]
+    for value in (0.5, ["a"], {}):
+        with pytest.raises(RowError, match="'label' must be a text or a whole number"):
+            parse_row(GOOD | {"label": value}, SOURCE, "x")
+    mapped = SOURCE.model_copy(update={"columns": Columns(score="label")})  # the column is a score, then
+    assert parse_row(GOOD | {"label": 0.5}, mapped, "x")[-2:] == (0.5, None)
+
+
 def test_row_id_is_unambiguous_and_blind_to_negatives():
     assert len(row_id("d", "q", ["p"])) == 16
     ids = {row_id(*parts) for parts in [("d", "q", ["p"]), ("dq", "", ["p"]), ("d", "qp", []), ("d", "q", ["p", ""])]}
     assert len(ids) == 4
     assert row_id("d", "q", ["p"]).hex() == "737827f713fc59bd65a6a9dfb379da8d"  # frozen: bags of old runs rest on it
+
+
+@given(st.text("a \n\tB", max_size=3000))
+def test_fold_of_long_texts_reads_as_much_as_it_takes(text):
+    assert fold(text) == " ".join(text.lower().split())[:500]
+    assert fold(" " * 2000 + text) == fold(text)
 
 
 def test_fold_ignores_case_space_form_and_everything_after_500_characters():
