@@ -212,6 +212,23 @@ def test_a_hubs_source_is_known_without_asking(hub):
     assert not hub.asked
 
 
+def test_a_connection_that_breaks_goes_on_where_it_broke(bucket, monkeypatch, quick):
+    bucket.put("a.jsonl", LINES)
+    (file,) = resolve(FilesSource(path=bucket.uri("a.jsonl")))
+    opened, broken = storage._open_store, []
+
+    class Flaky(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() and len(broken) < 2:
+                broken.append(self.tell())
+                raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
+            return super().read(min(size, 5000))
+
+    monkeypatch.setattr(storage, "_open_store", lambda uri: Flaky(opened(uri).read()))
+    assert [row for _, row in read_rows(file)] == ROWS
+    assert broken == [5000, 5000]
+
+
 def test_attempts_are_bounded_and_only_for_errors_that_pass(quick):
     seen = []
 
