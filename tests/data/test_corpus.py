@@ -291,22 +291,30 @@ def test_python_environment_and_files_become_one_corpus_and_its_tokens(tmp_path)
 
 @pytest.mark.skipif(not os.environ.get("BOOM_RAY_DATA"), reason="BOOM_RAY_DATA names no folder of real data")
 def test_real_data_runs_as_it_is_and_gives_up_100_planted_leaks(tmp_path):
+    """100 test texts, as they are, in other case and spaced, among the rows of a copy of a training file."""
     root = Path(os.environ["BOOM_RAY_DATA"])
     files = [f for f in sorted(root.glob("eval/*/*/*.jsonl.gz")) if f.name != "train.jsonl.gz"]
     keys = ("text", "sentence1", "sentence2")
     texts = [row[key] for file in files for row in map(json.loads, _lines(file)) for key in keys if key in row]
     chosen = list({fold(t): t for t in texts if len(t) > 20}.values())[:: len(texts) // 120][:100]
-    forms = [str, str.upper, lambda t: f" {'  '.join(t.split(' '))}\n"]
-    (tmp_path / "data").mkdir()
-    _write(tmp_path / "data" / "planted.jsonl", [_retrieval(forms[n % 3](t)) for n, t in enumerate(chosen)])
-    datasets = [{"path": str(root / "train")}, {"path": str(tmp_path / "data"), "name": "planted"}]
-    counts, out = _build(tmp_path, texts, datasets=datasets)
-    _check(counts)
     assert len(chosen) == 100
-    assert counts.pop("planted")["decontaminated"] == 100
-    assert (
-        sum(c["decontaminated"] + c["negatives_decontaminated"] for c in counts.values()) == 0
-    )  # cleaned at its source
+    forms = [str, str.upper, lambda t: f" {'  '.join(t.split(' '))}\n"]
+    clean = [json.loads(line) for line in _lines(root / "train" / "banking77.jsonl.gz")]
+    name, every = clean[0].get("dataset", "banking77"), len(clean) // 100
+    planted = list(clean)
+    for n, text in enumerate(chosen):
+        planted.insert(n * every + n, planted[n * every + n] | {"query": forms[n % 3](text)})
+    (tmp_path / "data").mkdir()
+    _write(tmp_path / "data" / "banking77.jsonl", planted)
+    others = [f for f in sorted((root / "train").iterdir()) if f.name != "banking77.jsonl.gz"]
+    whole, _ = _build(tmp_path, texts, "whole", datasets=[{"path": str(root / "train")}])
+    datasets = [*({"path": str(file)} for file in others), {"path": str(tmp_path / "data")}]
+    counts, out = _build(tmp_path, texts, datasets=datasets)
+    _check(whole)
+    _check(counts)
+    assert sum(c["decontaminated"] for c in whole.values()) == 0  # cleaned at its source
+    assert counts[name] == whole[name] | {"rows_in": whole[name]["rows_in"] + 100, "decontaminated": 100}
+    assert {n: c for n, c in counts.items() if n != name} == {n: c for n, c in whole.items() if n != name}
     lines = sum(1 for file in (root / "train").iterdir() for _ in _lines(file))
-    assert sum(c["rows_in"] for c in counts.values()) == lines
+    assert sum(c["rows_in"] for c in whole.values()) == lines
     assert len(_rows(out)) == sum(c["rows"] for c in counts.values())
