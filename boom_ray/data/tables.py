@@ -8,7 +8,7 @@ from typing import IO, Any
 from boom_ray.data.lines import Damaged
 from boom_ray.storage import Unreachable
 
-_ROWS = 256  # turned into Python objects at once
+_ROWS = 64  # turned into Python objects at once: a dictionary lets a tiny file claim one long text for each
 _MAX_GROUP_BYTES = 4 << 30  # of one row group, decompressed
 _IPC_MAGIC = b"ARROW1"
 

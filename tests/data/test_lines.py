@@ -174,6 +174,18 @@ def test_a_decompression_bomb_is_one_bad_row_in_bounded_memory(tmp_path, suffix,
     assert peak < 64 << 20
 
 
+def test_a_table_that_repeats_one_long_text_is_read_in_bounded_memory(tmp_path):
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), pa.array(["x" * (1 << 20)]))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", dictionary_pagesize_limit=16 << 20)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    tracemalloc.start()
+    read = sum(len(row["text"]) for _, row in read_rows(local_file(tmp_path / "a.parquet")))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read == 600 << 20
+    assert peak < 80 << 20
+
+
 def test_a_line_without_end_is_one_bad_row_in_bounded_memory(tmp_path):
     file = tmp_path / "a.jsonl"
     with open(file, "wb") as out:
