@@ -106,7 +106,7 @@ def test_members_read_the_mined_corpus(finished: tuple[Path, str, dict[Path, int
 def test_command_finds_it_done_and_says_how_to_train_on_it(
     inputs: Path, finished: tuple[Path, str, dict[Path, int]]
 ) -> None:
-    printed = output(boom("mine", inputs, "run"))
+    printed = output(boom("mine", inputs, "run", *SHORT))
     assert "mine:" not in printed.splitlines()[0]
     assert f"mined: {mined(finished[0])}" in printed
     lines = yaml.safe_load(printed[printed.index("corpus:\n") :])
@@ -117,7 +117,7 @@ def test_command_finds_it_done_and_says_how_to_train_on_it(
 def test_undisturbed_mining_elsewhere_gives_the_same_bytes(
     inputs: Path, finished: tuple[Path, str, dict[Path, int]]
 ) -> None:
-    output(boom("mine", inputs, "other"))
+    output(boom("mine", inputs, "other", *SHORT))
     for name in ("rows-00000.arrow", "mined.json", "datasets.json"):
         assert (mined(inputs / "other") / name).read_bytes() == (mined(finished[0]) / name).read_bytes(), name
 

@@ -28,7 +28,7 @@ from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
 from boom_ray.data.workers import on_workers
-from boom_ray.resources import Bundle, bundle, slots
+from boom_ray.resources import bundle, slots
 from boom_ray.session import hardware, node_resources
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ class MineTask:
         settings: of the recipe; ``models`` are directories or hub names.
         digests: names of the models' contents, in their order.
         chunk_tokens: as ``Encoder.encode``.
-        actors: how many at once; ``bundle`` is what each takes.
     """
 
     corpus: Path
@@ -59,8 +58,7 @@ class MineTask:
     settings: Mine
     digests: tuple[str, ...]
     chunk_tokens: int
-    actors: int
-    bundle: Bundle
+    pool: Pool
 
 
 def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Path, scratch: Path) -> MineTask:
@@ -71,8 +69,8 @@ def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Pa
     """
     worker = recipe.resources
     needed = bundle({"GPU": hardware()["gpus"]}, worker.cpus_per_worker, worker.gpus_per_worker)
-    actors, chunk_tokens = slots(node_resources(), needed), recipe.evaluate.chunk_tokens
-    return MineTask(corpus.resolve(), scratch.resolve(), settings, tuple(digests), chunk_tokens, actors, needed)
+    pool, chunk_tokens = Pool(slots(node_resources(), needed), needed), recipe.evaluate.chunk_tokens
+    return MineTask(corpus.resolve(), scratch.resolve(), settings, tuple(digests), chunk_tokens, pool)
 
 
 def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
@@ -94,11 +92,10 @@ def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
         for model in range(len(task.digests))
         for place, entry, size in zip(places, entries.values(), sizes, strict=True)
     ]
-    pool = Pool(task.actors, task.bundle)
     embeddings = _each_once(t.embeddings() for t in texts)
-    on_actors(partial(_Embedder, task), embeddings, pool, _progress(say, "shards of texts embedded"))
+    on_actors(partial(_Embedder, task), embeddings, task.pool, _progress(say, "shards of texts embedded"))
     rankings = _each_once(t.rankings(task.settings.ranks) for t in texts)
-    on_actors(partial(_Ranker, task), rankings, pool, _progress(say, "shards of queries ranked"))
+    on_actors(partial(_Ranker, task), rankings, task.pool, _progress(say, "shards of queries ranked"))
     written = on_workers(
         partial(write_shard, datasets=places, settings=task.settings, out=out), row_shards(task.corpus)
     )
@@ -202,7 +199,7 @@ class _Embedder:
     """``embedder(unit)`` writes the unit's vectors. It holds one model at a time: units come model by model."""
 
     def __init__(self, task: MineTask) -> None:
-        _use_threads(task.bundle.cpus)
+        _use_threads(task.pool.bundle.cpus)
         self._task = task
         self._held: tuple[int, Encoder] | None = None
 
@@ -225,7 +222,7 @@ class _Ranker:
     """``ranker(unit)`` writes the unit's window of ranks."""
 
     def __init__(self, task: MineTask) -> None:
-        _use_threads(task.bundle.cpus)
+        _use_threads(task.pool.bundle.cpus)
 
     def __call__(self, unit: _Ranking) -> None:
         first, end = unit.ranks

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from boom_ray.config import BoomError, Mine
+from boom_ray.data.actors import Pool
 from boom_ray.data.mining import Counts, MineTask, mine
 from boom_ray.data.schema import fold
 from boom_ray.encoder import Encoder
@@ -69,7 +70,7 @@ class Mined:
 def carry_out(corpus: Path, models: tuple[str, ...], folder: Path, actors: int = 2, **settings: Any) -> Mined:
     mining = Mine(models=models, **{**SETTINGS, **settings})
     digests = tuple(Path(m).name for m in models)
-    task = MineTask(corpus, folder / "scratch", mining, digests, 512, actors, Bundle(1, 0.0))
+    task = MineTask(corpus, folder / "scratch", mining, digests, 512, Pool(actors, Bundle(1, 0.0)))
     (folder / "out").mkdir()
     return Mined(task, folder / "out", mine(task, folder / "out"))
 
