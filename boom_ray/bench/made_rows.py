@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,10 @@ def _texts(rng: np.random.Generator, count: int, bounds: tuple[int, int], words:
     return [" ".join(chosen[a:b]).capitalize() + "." for a, b in itertools.pairwise(ends)]
 
 
+@cache
 def _vocabulary() -> np.ndarray:
-    """Distinct words of one to four syllables, the short ones first."""
-    rng = np.random.default_rng(7)
-    words: dict[str, None] = dict.fromkeys(_SYLLABLES)
-    while len(words) < _WORDS:
-        words["".join(rng.choice(_SYLLABLES, 2 + len(words) * 3 // _WORDS))] = None
-    return np.array(list(words), dtype=object)
+    """Distinct words of one to three syllables, the short ones first."""
+    pairs = [a + b for a, b in itertools.product(_SYLLABLES, repeat=2)]
+    triples = np.random.default_rng(7).integers(0, len(_SYLLABLES), (3 * _WORDS, 3)).tolist()
+    words = dict.fromkeys([*_SYLLABLES, *pairs, *("".join(_SYLLABLES[n] for n in triple) for triple in triples)])
+    return np.array(list(words)[:_WORDS], dtype=object)
