@@ -246,6 +246,35 @@ def test_bad_rows_go_to_the_quarantine_and_good_ones_stay(tmp_path):
     assert [r["query"] for r in _rows(out)] == ["one", "three"]
 
 
+def test_every_kind_of_bad_input_is_named_by_file_and_line_and_nothing_good_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "SPAN_BYTES", 1 << 20)  # the long line spans several
+    folder = tmp_path / "data"
+    folder.mkdir()
+    good = [json.dumps(_retrieval(f"good {n}")).encode() for n in range(5)]
+    wrong = [
+        json.dumps(_retrieval("x") | change).encode() for change in ({"query": "a\0b"}, {"pos": 7}, {"query": None})
+    ]
+    huge = b'{"query": "' + b"x" * (10 << 20) + b'"}'
+    lines = [good[0], b'{"query": "\xff"}', *wrong, b"", huge, good[1], b"not json", good[2]]
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+    packed = gzip.compress(
+        b"\n".join([good[3], *(json.dumps(_retrieval(os.urandom(30).hex())).encode() for _ in range(99))])
+    )
+    (folder / "b.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    counts, out = _build(tmp_path, max_bad_fraction=0.9)
+    _check(counts)
+    bad = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert [b["line"] for b in bad[:-1]] == [2, 3, 4, 5, 7, 9]
+    assert all(b["file"] == str(folder / "a.jsonl") for b in bad[:-1])
+    reasons = ["invalid UTF-8", "NUL", "'pos' must be", "missing field 'query'", "longer than 8 MiB", "bad JSON"]
+    assert [reason in b["reason"] for reason, b in zip(reasons, bad, strict=False)] == [True] * 6
+    assert bad[-1]["file"] == str(folder / "b.jsonl.gz")
+    assert "cut or damaged" in bad[-1]["reason"]
+    assert counts["a"]["rows"] == 3
+    assert counts["b"]["rows"] == bad[-1]["line"] - 1 > 10
+    assert counts["b"]["rejected"] == 1
+
+
 def test_what_makes_no_corpus_says_so(tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(BoomError, match="does not exist"):
