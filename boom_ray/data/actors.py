@@ -6,6 +6,7 @@ what is missing. Ray Data's own restarts would do that in place, but warn on eve
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,17 @@ def _stream(make: Make, units: Sequence[Unit], pool: Pool) -> Iterator[int]:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     with ray.data.DataContext.current(context):
-        stream = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks]).map(
-            _Actor,
-            fn_constructor_args=(make, units),
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
-            num_cpus=pool.bundle.cpus,
-            num_gpus=pool.bundle.gpus,
-            ray_remote_args_fn=_without_restarts,
-        )
+        stream = ray.data.from_arrow([pa.table({"unit": block}) for block in blocks])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray 2.60 has no other way to say max_restarts
+            stream = stream.map(
+                _Actor,
+                fn_constructor_args=(make, units),
+                compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
+                num_cpus=pool.bundle.cpus,
+                num_gpus=pool.bundle.gpus,
+                ray_remote_args_fn=_without_restarts,
+            )
         for done, row in enumerate(stream.iter_rows(), start=1):
             if row["mistake"]:
                 raise BoomError(row["mistake"])

@@ -182,12 +182,12 @@ class _Texts:
     def rankings(self, ranks: tuple[int, int]) -> Iterator[_Ranking]:
         passages, folder = self._vectors("passages"), self.place.rankings[self.model]
         for number, queries in enumerate(self._vectors("queries")):
-            scores, target = (folder / f"{name}-{number:05d}.npy" for name in ("scores", "numbers"))
+            scores, target = (folder / f"{name}-{number:07d}.npy" for name in ("scores", "numbers"))
             yield _Ranking(queries, passages, ranks, scores, target)
 
     def _vectors(self, kind: str) -> tuple[Path, ...]:
         shards = -(-self.sizes[kind] // TEXTS_PER_SHARD)
-        return tuple(self.place.vectors[self.model] / f"{kind}-{number:05d}.npy" for number in range(shards))
+        return tuple(self.place.vectors[self.model] / f"{kind}-{number:07d}.npy" for number in range(shards))
 
 
 def _each_once(units: Iterable[Iterable[Any]]) -> list[Any]:
@@ -214,7 +214,10 @@ class _Embedder:
 
         if self._held is None or self._held[0] != model:
             self._held = None  # first, so that two are never held
-            self._held = (model, Encoder.load(resolve_base(self._task.settings.models[model], None)))
+            try:
+                self._held = (model, Encoder.load(resolve_base(self._task.settings.models[model], None)))
+            except BoomError as error:
+                raise BoomError(f"corpus.mine.models: {error}") from None
         return self._held[1]
 
 

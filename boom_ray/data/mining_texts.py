@@ -96,7 +96,7 @@ def first_rows(folder: Path) -> dict[str, int]:
 
 
 def text_shard(folder: Path, kind: str, number: int) -> Path:
-    return folder / f"{kind}-{number:05d}.arrow"
+    return folder / f"{kind}-{number:07d}.arrow"
 
 
 def read_texts(file: Path) -> pa.StringArray:

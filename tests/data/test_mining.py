@@ -217,7 +217,7 @@ def test_mistakes_are_one_readable_message(corpus: Path, models: tuple[str, str]
     fails("no dataset 'aks'. Did you mean 'ask'", datasets=("aks",))
     fails("'alike' is trained on scores", datasets=("alike",))
     (tmp_path / "empty").mkdir()
-    fails("empty has no tokenizer", (str(tmp_path / "empty"),))
+    fails("corpus.mine.models: .*empty has no tokenizer", (str(tmp_path / "empty"),))
 
 
 def test_a_lost_actor_is_replaced(corpus: Path, models: tuple[str, str], mined: Mined, tmp_path: Path) -> None:
