@@ -23,7 +23,7 @@ from boom_ray.config import BoomError, Corpus, FilesSource, PythonEnvironmentSou
 from boom_ray.data import environment_sets, minhash, quarantine, reduce, tokens
 from boom_ray.data.datasets import agree, resolve_rules
 from boom_ray.data.decontaminate import write_evaluation
-from boom_ray.data.parts import COUNTS, Part, Unit, read_part, write_part
+from boom_ray.data.parts import COUNTS, Part, Unit, part_folder, read_part, write_part
 from boom_ray.data.python_environment import Function, Package, list_packages, read_package
 from boom_ray.data.sources import SourceFile, resolve, spans
 from boom_ray.data.workers import on_workers
@@ -102,9 +102,10 @@ def tokenise(
     job = tokens.TokenJob(work / "tokenizer.json", corpus_dir / "datasets.json", work)
     tokens.save_effective_tokenizer(tokenizer_dir, max_tokens, job.tokenizer)
     shards = sorted(corpus_dir.glob("rows-*.arrow"))
-    found = {shard: job.finished(shard) for shard in shards}
-    on_workers(partial(tokens.tokenise_shard, job=job), [shard for shard in shards if found[shard] is None])
-    totals = [job.finished(shard) or {} for shard in shards]
+    done = job.finished(shards)
+    todo = [shard for shard in shards if shard not in done]
+    done |= dict(zip(todo, on_workers(partial(tokens.tokenise_shard, job=job), todo), strict=True))
+    totals = [done[shard] for shard in shards]
     for shard in shards:
         shutil.move(job.target(shard), out)
     if scratch is None:
@@ -143,7 +144,8 @@ def _claim(work: Path, units: Sequence[Unit]) -> None:
 
 def _write_parts(units: Sequence[Unit], work: Path, near: float | None) -> list[Part]:
     """The parts of all units; those that an earlier run has finished are not read again."""
-    done = {unit.index: part for unit in units if (part := read_part(work, unit.index))}
+    there = set(os.listdir(work))  # asking for each by name would let NFS remember for a while that it is not there
+    done = {u.index: read_part(work, u.index) for u in units if part_folder(work, u.index).name in there}
     todo = [unit for unit in units if unit.index not in done]
     written = on_workers(partial(write_part, work=work, near=near), todo)
     done |= {unit.index: Part.of(work, unit.index, result) for unit, result in zip(todo, written, strict=True)}

@@ -125,12 +125,9 @@ def part_folder(work: Path, index: int) -> Path:
     return work / f"part-{index:06d}"
 
 
-def read_part(work: Path, index: int) -> Part | None:
-    """The finished part of a unit, None where there is none."""
-    folder = part_folder(work, index)
-    if not (folder / _DONE).is_file():
-        return None
-    return Part.of(work, index, json.loads((folder / _DONE).read_text("utf-8")))
+def read_part(work: Path, index: int) -> Part:
+    """The finished part of a unit: it is finished when its folder is there."""
+    return Part.of(work, index, json.loads((part_folder(work, index) / _DONE).read_text("utf-8")))
 
 
 def write_part(unit: Unit, work: Path, near: float | None = None) -> dict[str, Any]:
@@ -169,7 +166,7 @@ def write_part(unit: Unit, work: Path, near: float | None = None) -> dict[str, A
     try:
         os.rename(temporary, target)
     except OSError:
-        if read_part(work, unit.index) is None:
+        if not target.is_dir():
             raise
         shutil.rmtree(temporary)  # another worker was given the same unit and was faster
     return result

@@ -187,10 +187,11 @@ class TokenJob:
         """The token shard of the same number."""
         return self.out / rows.name.replace("rows-", "tokens-")
 
-    def finished(self, rows: Path) -> dict[str, int] | None:
-        """What :func:`tokenise_shard` returned for a shard that is done, else None."""
-        done = self.target(rows).with_suffix(".json")
-        return json.loads(done.read_text("utf-8")) if done.is_file() and self.target(rows).is_file() else None
+    def finished(self, shards: Sequence[Path]) -> dict[Path, dict[str, int]]:
+        """What :func:`tokenise_shard` returned, by row shard, for those that are done."""
+        there = set(os.listdir(self.out))
+        files = {rows: self.target(rows).with_suffix(".json") for rows in shards if self.target(rows).name in there}
+        return {rows: json.loads(file.read_text("utf-8")) for rows, file in files.items() if file.name in there}
 
 
 def tokenise_shard(rows: Path, job: TokenJob) -> dict[str, int]:
