@@ -32,6 +32,8 @@ bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bench
 app.add_typer(bench_app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
 
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
 Overrides = Annotated[
     list[str] | None,
@@ -277,6 +279,33 @@ def bench_corpus(
     from boom_ray.bench.corpus import bench_corpus as measure
 
     result = measure(CorpusBench(rows, turns, memory_rows, directory=directory), say=_echo)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(table(result))
+
+
+@bench_app.command("train")
+def bench_train(
+    data: Annotated[Path, typer.Option(help="Directory of medquad, scitldr, fairytaleqa, nl2bash (.jsonl.gz).")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
+    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 96,
+    steps: Annotated[int, typer.Option(help="Measured steps of every run.")] = 1,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 3,
+    large: Annotated[int, typer.Option(help="Pairs of the large batch of lean; 0: not measured.")] = 1024,
+    graph_tokens: Annotated[int | None, typer.Option(help="Tokens whose graphs fast keeps; default: all.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
+) -> None:
+    """Our training step beside sentence-transformers' two contrastive losses, and beside a limit.
+
+    Example:  boom-ray bench train --data data/train --json train.json
+    """
+    import json
+
+    from boom_ray.bench.train import TrainBench, table
+    from boom_ray.bench.train import bench_train as measure
+
+    bench = TrainBench(str(data), model, batch, steps, turns, large, graph_tokens=graph_tokens)
+    result = measure(bench, say=_echo)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     typer.echo(table(result))
