@@ -46,7 +46,7 @@ def output(command: list[str]) -> str:
 
 
 def vectors(run_dir: Path) -> dict[Path, int]:
-    found = (run_dir / "scratch" / "mine").glob("*/model-*/*/*.npy")
+    found = (run_dir / "scratch" / "mine").glob("*/*/model-*/*/*.npy")
     return {path: path.stat().st_mtime_ns for path in found}
 
 

@@ -46,7 +46,7 @@ def on_actors(make: Make, units: Sequence[Unit], pool: Pool, tick: Callable[[int
         BoomError: what ``make`` or its work raised.
         RayError: actors are lost again and again.
     """
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
 
     losses, todo = 0, _undone(units)
     while todo:
@@ -54,6 +54,8 @@ def on_actors(make: Make, units: Sequence[Unit], pool: Pool, tick: Callable[[int
             for done in _stream(make, todo, pool):
                 tick(len(units) - len(todo) + done, len(units))
             return
+        except RayTaskError:
+            raise  # a fault of the work itself: it would come again
         except RayError:
             before, todo = len(todo), _undone(units)
             losses = losses + 1 if len(todo) == before else 0

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _MINED_TYPES = ("retrieval", "reranking")  # unless the recipe names datasets
 _SECONDS_BETWEEN_LINES = 30.0
+_LAYOUT = "layout-2"  # of the scratch folder: another release must not read what it does not know
 
 Counts = dict[str, dict[str, int]]
 Say = Callable[[str], None]
@@ -70,7 +71,7 @@ def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Pa
     worker = recipe.resources
     needed = bundle({"GPU": hardware()["gpus"]}, worker.cpus_per_worker, worker.gpus_per_worker)
     pool, chunk_tokens = Pool(slots(node_resources(), needed), needed), recipe.evaluate.chunk_tokens
-    return MineTask(corpus.resolve(), scratch.resolve(), settings, tuple(digests), chunk_tokens, pool)
+    return MineTask(corpus.resolve(), scratch.resolve() / _LAYOUT, settings, tuple(digests), chunk_tokens, pool)
 
 
 def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
