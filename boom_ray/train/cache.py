@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from boom_ray.config import Pooling, Train
 from boom_ray.encoder import Encoder, chunk_budget, embed_chunk, length_chunks
+from boom_ray.train.dropout import fit
 from boom_ray.train.gather import world
 
 
@@ -75,7 +76,8 @@ class BatchEncoder(torch.nn.Module):
 
 
 def batch_encoder(encoder: Encoder, train: Train) -> BatchEncoder:
-    """What a recipe trains of an encoder."""
+    """What a recipe trains of an encoder, whose dropout is fitted to a CPU where it is on one."""
+    fit(encoder.backbone)
     budget = Budget(train.chunk_tokens, train.graph_tokens, in_step=train.zero_stage == 3 and world() > 1)
     return BatchEncoder(encoder.backbone, encoder.pooling, encoder.pad_id, budget)
 
