@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boom_ray import cli_corpus
+from boom_ray import cli_bench, cli_corpus
 from boom_ray.config import BoomError
 
 if TYPE_CHECKING:
@@ -28,11 +28,8 @@ app = typer.Typer(
 )
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
-bench_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
-app.add_typer(bench_app, name="bench")
+app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
-
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
 Overrides = Annotated[
@@ -225,90 +222,11 @@ def report(
     typer.echo(f"report: {page}")
 
 
-@bench_app.command("merge")
-def bench_merge(
-    size: Annotated[str, typer.Option(help="Size of one member.")] = "763MB",
-    members: Annotated[int, typer.Option(help="Number of members.")] = 5,
-    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 5,
-    memory: Annotated[str, typer.Option(help="What the constant-memory variants may allocate.")] = "256MB",
-    cold: Annotated[bool, typer.Option("--cold", help="Members leave the page cache before every run.")] = False,
-    mergekit: Annotated[
-        str | None, typer.Option(help="Python of an environment with mergekit, to be measured beside ours.")
-    ] = None,
-    directory: Annotated[str | None, typer.Option(help="Where members are made; default: a temporary one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
-) -> None:
-    """Our merge beside the physical limit of this machine, and beside mergekit where it is installed.
-
-    Example:  boom-ray bench merge --size 763MB --json merge.json
-    """
-    import json
-
-    from boom_ray.bench.merge import MergeBench, table
-    from boom_ray.bench.merge import bench_merge as measure
-
-    bench = MergeBench(size, members, turns, memory, mergekit=mergekit, cold=cold, directory=directory)
-    result = measure(bench, say=_echo)
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
-    typer.echo(table(result))
-
-
 def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """One line per dataset: rows, and texts in their windows of ranks, by what became of them."""
     columns = ("rows", "mined", "unchanged", "negatives", "equal", "label", "margin")
     head = f"{'dataset':32} " + " ".join(f"{name:>10}" for name in columns)
     return [head, *(f"{name:32} " + " ".join(f"{count[c]:>10,}" for c in columns) for name, count in counts.items())]
-
-
-@bench_app.command("corpus")
-def bench_corpus(
-    rows: Annotated[int, typer.Option(min=50_000, help="Rows that both sides tokenise.")] = 500_000,
-    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 1,
-    memory_rows: Annotated[int, typer.Option(help="Measure memory with this many short rows, too; 0: not.")] = 0,
-    directory: Annotated[str | None, typer.Option(help="Where rows are made; default: a temporary one.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
-) -> None:
-    """Rows tokenised per second beside datasets.map, the rate of the feed, the time to resume it, and memory.
-
-    Example:  boom-ray bench corpus --rows 500000 --memory-rows 5000000 --json corpus.json
-    """
-    import json
-
-    from boom_ray.bench.corpus import CorpusBench, table
-    from boom_ray.bench.corpus import bench_corpus as measure
-
-    result = measure(CorpusBench(rows, turns, memory_rows, directory=directory), say=_echo)
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
-    typer.echo(table(result))
-
-
-@bench_app.command("train")
-def bench_train(
-    data: Annotated[Path, typer.Option(help="Directory of medquad, scitldr, fairytaleqa, nl2bash (.jsonl.gz).")],
-    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
-    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 96,
-    steps: Annotated[int, typer.Option(help="Measured steps of every run.")] = 1,
-    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 3,
-    large: Annotated[int, typer.Option(help="Pairs of the large batch of lean; 0: not measured.")] = 1024,
-    graph_tokens: Annotated[int | None, typer.Option(help="Tokens whose graphs fast keeps; default: all.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")] = None,
-) -> None:
-    """Our training step beside sentence-transformers' two contrastive losses, and beside a limit.
-
-    Example:  boom-ray bench train --data data/train --json train.json
-    """
-    import json
-
-    from boom_ray.bench.train import TrainBench, table
-    from boom_ray.bench.train import bench_train as measure
-
-    bench = TrainBench(str(data), model, batch, steps, turns, large, graph_tokens=graph_tokens)
-    result = measure(bench, say=_echo)
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
-    typer.echo(table(result))
 
 
 def score_lines(scores: ScoreTable) -> list[str]:

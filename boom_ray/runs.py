@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from boom_ray.config import BoomError, FilesSource, Recipe
+from boom_ray.config import BoomError, Recipe
+from boom_ray.config_corpus import FilesSource
 from boom_ray.costs import estimate
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet

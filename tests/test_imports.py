@@ -17,6 +17,7 @@ import boom_ray
 ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
+    ("config_corpus",),
     ("config",),
     ("catalogue",),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
@@ -30,9 +31,10 @@ ORDER = [
     ("final",),
     ("stages",),
     ("runs",),
+    ("preparation",),
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
-    ("cli_corpus",),
+    ("cli_bench", "cli_corpus"),
     ("cli",),
     ("__main__",),
 ]
@@ -46,7 +48,7 @@ ONLY = {
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_corpus"},
+    "typer": {"cli", "cli_bench", "cli_corpus"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from boom_ray.config import FilesSource
+from boom_ray.config_corpus import FilesSource
 from boom_ray.recipe import load_recipe
 
 PROJECT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from boom_ray.config import TASK_TYPES, Bags, BoomError
+from boom_ray.config import Bags, BoomError
+from boom_ray.config_corpus import TASK_TYPES
 
 BagKind = Literal["subset", "poisson", "multinomial"]
 ONE_PER_GROUP = ("dataset", "task_type", "groups")  # kinds of the recipe that make a member of each

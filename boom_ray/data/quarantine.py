@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from boom_ray.config import BoomError, Corpus, FilesSource
+from boom_ray.config import BoomError
+from boom_ray.config_corpus import Corpus, FilesSource
 from boom_ray.data.parts import Part, Unit
 
 _NAMED = 5

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import yaml
 
-from boom_ray.config import BoomError, FilesSource
+from boom_ray.config import BoomError
+from boom_ray.config_corpus import FilesSource
 from boom_ray.storage import Entry, hub_parts, list_files, open_file, shown, split
 
 _MOST_README = 4 << 20  # bytes

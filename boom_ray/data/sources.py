@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from boom_ray.config import BoomError, FilesSource
+from boom_ray.config import BoomError
+from boom_ray.config_corpus import FilesSource
 from boom_ray.data import lines, remote, tables
 from boom_ray.data.lines import Damaged
 from boom_ray.ledger import file_sha256

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from boom_ray.config import TASK_TYPES, BoomError, TaskType
+from boom_ray.config import BoomError
+from boom_ray.config_corpus import TASK_TYPES, TaskType
 from boom_ray.evaluate.rows import data_file, read_labelled, read_pairs, read_retrieval
 
 Domain = Literal["in_domain", "out_of_domain"]

@@ -1,0 +1,90 @@
+"""``boom-ray bench``: ratios measured side by side in one run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the figures here, too.")]
+
+
+@app.command("merge")
+def merge(
+    size: Annotated[str, typer.Option(help="Size of one member.")] = "763MB",
+    members: Annotated[int, typer.Option(help="Number of members.")] = 5,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 5,
+    memory: Annotated[str, typer.Option(help="What the constant-memory variants may allocate.")] = "256MB",
+    cold: Annotated[bool, typer.Option("--cold", help="Members leave the page cache before every run.")] = False,
+    mergekit: Annotated[
+        str | None, typer.Option(help="Python of an environment with mergekit, to be measured beside ours.")
+    ] = None,
+    directory: Annotated[str | None, typer.Option(help="Where members are made; default: a temporary one.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Our merge beside the physical limit of this machine, and beside mergekit where it is installed.
+
+    Example:  boom-ray bench merge --size 763MB --json merge.json
+    """
+    from boom_ray.bench.merge import MergeBench, table
+    from boom_ray.bench.merge import bench_merge as measure
+
+    bench = MergeBench(size, members, turns, memory, mergekit=mergekit, cold=cold, directory=directory)
+    show(measure(bench, say=say), table, json_file)
+
+
+@app.command("corpus")
+def corpus(
+    rows: Annotated[int, typer.Option(min=50_000, help="Rows that both sides tokenise.")] = 500_000,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 1,
+    memory_rows: Annotated[int, typer.Option(help="Measure memory with this many short rows, too; 0: not.")] = 0,
+    directory: Annotated[str | None, typer.Option(help="Where rows are made; default: a temporary one.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Rows tokenised per second beside datasets.map, the rate of the feed, the time to resume it, and memory.
+
+    Example:  boom-ray bench corpus --rows 500000 --memory-rows 5000000 --json corpus.json
+    """
+    from boom_ray.bench.corpus import CorpusBench, table
+    from boom_ray.bench.corpus import bench_corpus as measure
+
+    bench = CorpusBench(rows, turns, memory_rows, directory=directory)
+    show(measure(bench, say=say), table, json_file)
+
+
+@app.command("train")
+def train(
+    data: Annotated[Path, typer.Option(help="Directory of medquad, scitldr, fairytaleqa, nl2bash (.jsonl.gz).")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
+    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 96,
+    steps: Annotated[int, typer.Option(help="Measured steps of every run.")] = 1,
+    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 3,
+    large: Annotated[int, typer.Option(help="Pairs of the large batch of lean; 0: not measured.")] = 1024,
+    graph_tokens: Annotated[int | None, typer.Option(help="Tokens whose graphs fast keeps; default: all.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Our training step beside sentence-transformers' two contrastive losses, and beside a limit.
+
+    Example:  boom-ray bench train --data data/train --json train.json
+    """
+    from boom_ray.bench.train import TrainBench, table
+    from boom_ray.bench.train import bench_train as measure
+
+    bench = TrainBench(str(data), model, batch, steps, turns, large, graph_tokens=graph_tokens)
+    show(measure(bench, say=say), table, json_file)
+
+
+def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(table(result))
+
+
+def say(line: str) -> None:
+    print(line, flush=True)

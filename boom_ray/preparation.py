@@ -1,0 +1,139 @@
+"""The steps of a run before its members train: corpus, mined negatives, start, tokens, bags, warm base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from boom_ray.config import Recipe
+from boom_ray.evaluate import sets as eval_sets
+from boom_ray.ledger import Key, Ledger
+from boom_ray.plan import Keys, World
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    recipe: Recipe
+    ledger: Ledger
+    world: World
+    keys: Keys
+    echo: Echo
+
+    def has(self, key: Key) -> bool:
+        return self.ledger.has(key)
+
+    def path(self, key: Key) -> Path:
+        return self.ledger.path(key)
+
+
+def due(run: Run, key: Key, text: str) -> bool:
+    """Whether a stage is to be done; says so."""
+    if run.has(key):
+        return False
+    run.echo(f"[{time.strftime('%H:%M:%S')}] {text}")
+    return True
+
+
+@contextmanager
+def _scratch(run: Run, key: Key) -> Iterator[Path]:
+    """Where a stage keeps its finished pieces: deleted when it is committed, found by the next run when it is not.
+
+    Pieces of other artifacts of the kind belong to a recipe that has changed since and are deleted at once.
+    """
+    path = run.ledger.scratch(key.kind, key.name)
+    for other in path.parent.iterdir():
+        if other != path:
+            shutil.rmtree(other, ignore_errors=True)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def make_corpus(run: Run) -> None:
+    key = run.keys.corpus
+    if not due(run, key, "corpus: reading, checking, removing duplicates and evaluation texts"):
+        return
+    from boom_ray.data.corpus import build_corpus
+
+    texts = eval_sets.texts(eval_sets.find_sets(run.recipe.evaluate.sets, None)) if run.recipe.evaluate.sets else ()
+    with _scratch(run, key) as scratch, run.ledger.stage(key) as stage:
+        counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path, scratch)
+        stage.meta.update(counts=counts, devices="all")
+    for name, count in counts.items():
+        dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
+        because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
+        run.echo(f"  {name}: {count['rows']} rows of {count['rows_in']} ({because})")
+
+
+def mine_negatives(run: Run) -> None:
+    settings, keys = run.recipe.corpus.mine, run.keys
+    if settings is None or not due(run, keys.mined, f"mine: hard negatives by {', '.join(settings.models)}"):
+        return
+    from boom_ray.data.mining import mine, mine_task
+
+    # its vectors are kept: other settings of `mine` use them again
+    scratch = run.ledger.scratch("mine", keys.corpus.identity)
+    task = mine_task(run.recipe, settings, run.world.miners, run.path(keys.corpus), scratch)
+    with run.ledger.stage(keys.mined, inputs={"corpus": keys.corpus.identity}) as stage:
+        counts = mine(task, stage.path, run.echo)
+        stage.meta.update(counts=counts, devices="all")
+    for name, count in counts.items():
+        run.echo(f"  {name}: {count['negatives']} negatives for {count['mined']} of {count['rows']} rows")
+
+
+def make_start(run: Run) -> None:
+    key, base = run.keys.start, run.recipe.base
+    if not due(run, key, "base: " + ("tokenizer and random weights" if base.build else f"importing {base.model}")):
+        return
+    from boom_ray import stages
+
+    with run.ledger.stage(key) as stage:
+        stages.make_start(base, run.path(run.keys.corpus), run.recipe.seed, stage.path)
+
+
+def make_tokens(run: Run) -> None:
+    keys = run.keys
+    if not due(run, keys.tokens, "tokens: every text once"):
+        return
+    from boom_ray.data.corpus import tokenise
+    from boom_ray.data.lengths import token_lengths
+    from boom_ray.data.tokens import TokenStore
+
+    with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
+        done = tokenise(run.path(keys.mined), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
+        stage.meta.update(done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
+
+
+def draw_bags(run: Run) -> None:
+    keys, recipe = run.keys, run.recipe
+    if not due(run, keys.bags, f"bags: {', '.join(rule.label for rule in keys.rules)}"):
+        return
+    from boom_ray.data.bagging import draw
+    from boom_ray.data.membership import corpus_rows, counts
+    from boom_ray.data.rules import dataset_rules
+
+    rows = corpus_rows(run.path(keys.tokens))
+    dev = (recipe.corpus.dev.fraction, recipe.corpus.dev.min_rows)
+    rules = dataset_rules(run.ledger.read_json(keys.tokens, "datasets.json"))
+    drawn = draw(rows, keys.rules, dev, recipe.seed, {name: rule.weight for name, rule in rules.items()})
+    with run.ledger.stage(keys.bags) as stage:
+        (stage.path / "draw.json").write_text(json.dumps(drawn.to_json(), indent=1))
+        (stage.path / "counts.json").write_text(json.dumps(counts(rows, drawn), indent=1))
+
+
+def warm_base(run: Run) -> None:
+    keys = run.keys
+    if keys.base == keys.start or not due(run, keys.base, "base: short contrastive warm-up"):
+        return
+    from boom_ray import stages
+    from boom_ray.session import largest_node
+    from boom_ray.train.work import warm_work
+
+    task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())
+    stages.warm(task, batches)
