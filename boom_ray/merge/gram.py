@@ -57,8 +57,9 @@ class Grams:
 
     def fits(self, fingerprints: Sequence[str]) -> bool:
         """Whether these files (members, then base) have the base and a member of this one: it can grow to them."""
-        same_base = not self.has_base or self.fingerprints[-1] == fingerprints[-1]
-        return same_base and bool(set(self.fingerprints[: self.members]) & set(fingerprints))
+        if not self.has_base:
+            return bool(set(self.fingerprints) & set(fingerprints))
+        return self.fingerprints[-1] == fingerprints[-1] and bool(set(self.fingerprints[:-1]) & set(fingerprints[:-1]))
 
     @classmethod
     def joined(cls, parts: Sequence[Grams]) -> Grams:
