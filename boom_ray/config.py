@@ -109,6 +109,27 @@ class Bags(Frozen):
         return self
 
 
+class Lora(Frozen):
+    """Low-rank adapters instead of full fine-tuning; folded into the weights before a member is written."""
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="last names of the linear modules that are adapted",
+    )
+
+
+class Averages(Frozen):
+    """Averages of a member's own weights while it trains: the cheap controls that a merge of members has to beat."""
+
+    ema: float | None = Field(0.999, gt=0, lt=1, description="decay per step of an exponential moving average")
+    last: int | None = Field(3, ge=2, description="mean of the weights at this many evenly spaced last moments")
+    every: int = Field(10, ge=1, description="steps between two looks at the weights")
+
+
 class Train(Frozen):
     """One member's training. The defaults are the paper's 0.6B settings (arXiv 2602.05787)."""
 
@@ -128,7 +149,9 @@ class Train(Frozen):
     false_negative_margin: float | None = Field(
         None, ge=0, description="candidates whose cosine is above the positive's by more than this are no negatives"
     )
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: Lora | None = None
+    accumulation: int = Field(1, ge=1, description="global batches whose gradients are averaged into one update")
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="what workers share: 0 nothing, 1 optimiser, 2 also gradients, 3 also weights"
     )
@@ -142,6 +165,10 @@ class Train(Frozen):
         "least memory; default: all are kept",
     )
     gradient_checkpointing: bool = False
+    offload: Literal["none", "optimizer", "weights"] = Field(
+        "none", description="what ZeRO keeps in host memory: nothing, the optimiser, also the weights (zero_stage 3)"
+    )
+    averages: Averages | None = None
 
     @model_validator(mode="after")
     def _has_masters(self) -> Train:
@@ -153,6 +180,13 @@ class Train(Frozen):
         return self
 
 
+class Checkpoints(Frozen):
+    """Of a member that trains. No result depends on them."""
+
+    every: int = Field(200, ge=1, description="steps between two")
+    keep: int = Field(2, ge=1, description="newest ones that stay")
+
+
 class Resources(Frozen):
     """What one training worker takes. A member's width (its number of workers) is planned, then frozen."""
 
@@ -160,6 +194,10 @@ class Resources(Frozen):
     gpus_per_worker: float | None = Field(None, ge=0, le=1, description="default: 1 where the cluster has GPUs, else 0")
     max_width: int = Field(8, ge=1, description="workers of one member at most")
     max_concurrent: int | None = Field(None, ge=1, description="members at once; default: as many as fit")
+    min_members: int | None = Field(
+        None, ge=1, description="members that must land for the run to go on without the failed ones; default: all"
+    )
+    price: float | None = Field(None, ge=0, description="of one device-hour, for `boom-ray plan --cluster`")
     staging: str | None = Field(
         None, description="folder on every node's own disk: token shards are copied there once per node"
     )
@@ -207,6 +245,7 @@ class Recipe(Frozen):
     corpus: Corpus
     bags: Bags = Bags()
     train: Train = Train()
+    checkpoints: Checkpoints = Checkpoints()
     resources: Resources = Resources()
     merge: Merge = Merge()
     search: Search = Search()
