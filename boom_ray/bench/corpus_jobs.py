@@ -196,7 +196,8 @@ def _trained(root: Path, settings: Mapping[str, Any], store: Any, batches: Any) 
     from boom_ray.encoder import Encoder
     from boom_ray.train.cache import batch_encoder
     from boom_ray.train.engine import PlainEngine, freeze_unused
-    from boom_ray.train.loop import LoopSettings, StepRecord, train
+    from boom_ray.train.loop import LoopSettings, train
+    from boom_ray.train.meter import StepRecord
 
     torch.set_num_threads(settings["cores"])
     build = BuildBase(layers=6, hidden=384, heads=12, vocab=settings["vocab"])

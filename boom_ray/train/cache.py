@@ -21,6 +21,7 @@ from boom_ray.config import Pooling, Train
 from boom_ray.encoder import Encoder, chunk_budget, embed_chunk, length_chunks
 from boom_ray.train.dropout import fit
 from boom_ray.train.gather import world
+from boom_ray.train.meter import Passed
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Budget:
 
 
 class BatchEncoder(torch.nn.Module):
-    """The module that is trained: token sequences of a batch in, unit vectors out."""
+    """The module that is trained: token sequences of a batch in, unit vectors out; ``passed`` tells of the last one."""
+
+    passed: Passed
 
     def __init__(self, backbone: torch.nn.Module, pooling: Pooling, pad_id: int, budget: Budget) -> None:
         super().__init__()
@@ -60,6 +63,7 @@ class BatchEncoder(torch.nn.Module):
         device = next(self.backbone.parameters()).device
         chunks = length_chunks([len(text) for text in texts], chunk_budget(self.budget.chunk_tokens, device))
         sizes = [len(chunk) * max(1, len(texts[chunk[0]])) for chunk in chunks]
+        self.passed = Passed(np.array([max(1, len(text)) for text in texts]), sum(sizes))
         again, extra = len(chunks) - kept_chunks(sizes, self.budget.graph_tokens), 0
         if self.budget.in_step:
             again, extra = _agree(again, len(chunks), device)

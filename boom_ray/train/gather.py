@@ -14,7 +14,7 @@ import torch.distributed as dist
 from boom_ray.data.batches import TrainBatch, order_digest
 from boom_ray.data.schedule import global_order
 
-_COLUMNS = ("query_keys", "positive_keys", "labels", "datasets", "in_batch", "row_keys", "scores")
+_COLUMNS = ("query_keys", "positive_keys", "labels", "datasets", "in_batch", "row_keys", "scores", "tokens")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class GlobalRows:
         counts: rows by rank.
         query_keys, positive_keys, labels, datasets: int64 [B]; in_batch: bool [B]; row_keys: uint64 [B];
             scores: float32 [B], NaN where a row is not graded.
-        owners, negative_keys: int64 [H]; owners are numbers of the B rows.
+        tokens: int64 [B], of query and positive.
+        owners, negative_keys, negative_tokens: int64 [H]; owners are numbers of the B rows.
     """
 
     counts: list[int]
@@ -36,8 +37,15 @@ class GlobalRows:
     in_batch: np.ndarray
     row_keys: np.ndarray
     scores: np.ndarray
+    tokens: np.ndarray
     owners: np.ndarray
     negative_keys: np.ndarray
+    negative_tokens: np.ndarray
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(texts, tokens) of the batch."""
+        return 2 * len(self.query_keys) + len(self.owners), int(self.tokens.sum() + self.negative_tokens.sum())
 
     @property
     def digest(self) -> str:
@@ -48,6 +56,7 @@ class GlobalRows:
 def gather_rows(batch: TrainBatch) -> GlobalRows:
     """Every rank's rows, in two exchanges of small tables."""
     size = len(batch.queries)
+    tokens = np.array([len(text) for text in batch.queries + batch.candidates], dtype=np.int64)
     columns = [
         batch.query_keys,
         batch.candidate_keys[:size],
@@ -56,15 +65,18 @@ def gather_rows(batch: TrainBatch) -> GlobalRows:
         batch.in_batch.astype(np.int64),
         batch.row_keys.view(np.int64),
         batch.scores.view(np.int32).astype(np.int64),
+        tokens[:size] + tokens[size : 2 * size],
     ]
     rows, counts = _gather_table(np.stack(columns, axis=1))
-    negatives, brought = _gather_table(np.stack([batch.owners[size:], batch.candidate_keys[size:]], axis=1))
+    brings = [batch.owners[size:], batch.candidate_keys[size:], tokens[2 * size :]]
+    negatives, brought = _gather_table(np.stack(brings, axis=1))
     first = np.repeat(np.cumsum([0, *counts[:-1]]), brought)  # of the rank that a negative lies on
     table = dict(zip(_COLUMNS, (np.ascontiguousarray(column) for column in rows.T), strict=True))
     table["in_batch"] = table["in_batch"].astype(bool)
     table["row_keys"] = table["row_keys"].view(np.uint64)
     table["scores"] = table["scores"].astype(np.int32).view(np.float32)
-    return GlobalRows(counts, **table, owners=negatives[:, 0] + first, negative_keys=negatives[:, 1])
+    owners, keys, lengths = (np.ascontiguousarray(column) for column in negatives.T)
+    return GlobalRows(counts, **table, owners=owners + first, negative_keys=keys, negative_tokens=lengths)
 
 
 def world() -> int:

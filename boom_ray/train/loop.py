@@ -8,7 +8,6 @@ the engine averages gradients over ranks, so the loss is multiplied by their num
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +20,7 @@ from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import TrainBatch
 from boom_ray.train.gather import GlobalRows, gather, gather_rows, rank, world
 from boom_ray.train.losses import allowed_candidates, cosent, info_nce, not_above_positive
+from boom_ray.train.meter import Meter, StepRecord
 
 
 class Engine(Protocol):
@@ -31,8 +31,8 @@ class Engine(Protocol):
         """Token sequences of a batch to unit vectors: a :class:`boom_ray.train.cache.BatchEncoder` or its wrapping."""
         ...
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> float:
-        """Backward, clip and update; returns the gradient norm before clipping."""
+    def step(self, loss: torch.Tensor, learning_rate: float) -> float | None:
+        """Backward, clip and update; returns the gradient norm before clipping, None where there was no update."""
         ...
 
     @property
@@ -55,23 +55,6 @@ class LoopSettings:
     seed: int
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """One global step as it is logged: loss before the update, rows of all ranks, texts and tokens of this one, seconds
-    since the last step ended. ``digest`` names the global batch's rows in their order, for any number of ranks."""
-
-    step: int
-    dataset: str
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    rows: int
-    texts: int
-    tokens: int
-    seconds: float
-    digest: str
-
-
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
     """Linear warm-up over ``ceil(warmup_ratio * steps)`` steps, then linear decay to zero after the last."""
     warm = math.ceil(warmup_ratio * steps)
@@ -89,23 +72,20 @@ def train(
         BoomError: the loss or the gradient is not finite; names member, step and dataset.
     """
     engine.model.train()
-    last = time.monotonic()
-    for batch in batches:
+    meter = Meter(engine.model)
+    for batch in meter.fed(batches):
         torch.manual_seed(derive_seed(settings.seed, "dropout", batch.step, rank()))
         rows = gather_rows(batch)
         loss = global_loss(engine.model, batch, rows, settings)
         rate = learning_rate(batch.step, settings.steps, settings.train.learning_rate, settings.train.warmup_ratio)
         grad_norm = engine.step(loss * world(), rate)
         value = float(loss.detach())
-        if not (math.isfinite(value) and math.isfinite(grad_norm)):
+        if not (math.isfinite(value) and (grad_norm is None or math.isfinite(grad_norm))):
             raise BoomError(
                 f"{settings.name}, step {batch.step}, dataset {batch.dataset}: loss {value}, gradient norm "
                 f"{grad_norm}. Lower train.learning_rate or raise train.temperature, or train in float32."
             )
-        now = time.monotonic()
-        sizes = (batch.global_rows, batch.texts, batch.tokens)
-        on_step(StepRecord(batch.step, batch.dataset, value, grad_norm, rate, *sizes, now - last, rows.digest))
-        last = now
+        on_step(meter.record(batch, rows, value, grad_norm, rate))
 
 
 def global_loss(model: torch.nn.Module, batch: TrainBatch, rows: GlobalRows, settings: LoopSettings) -> torch.Tensor:

@@ -6,7 +6,6 @@ The same task trains over DeepSpeed inside Ray Train (:mod:`boom_ray.train.worke
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from typing import Any, TextIO
 import torch
 
 from boom_ray.config import Train
-from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed, run_digest
+from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
 from boom_ray.data.schedule import Batch
 from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
@@ -25,10 +24,9 @@ from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
 from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import PlainEngine, freeze_unused
-from boom_ray.train.loop import Engine, LoopSettings, StepRecord, train
+from boom_ray.train.loop import Engine, LoopSettings, train
+from boom_ray.train.meter import StepRecord, summarise
 from boom_ray.train.weights import write_weights
-
-_LOGGED_POINTS = 300  # of the loss curve that the manifest keeps
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class StepLog:
 
     def __call__(self, record: StepRecord) -> None:
         self.records.append(record)
-        self._line(dataclasses.asdict(record))
+        self._line(record.line())
 
     def _line(self, content: dict[str, Any]) -> None:
         if self._stream:
@@ -130,16 +128,5 @@ class StepLog:
             self._stream.flush()
 
     def summary(self) -> dict[str, Any]:
-        """Loss curve (evenly thinned), rows, texts and tokens of this rank, times of start and end, and ``order``: a
-        digest of the rows of all steps."""
-        every = max(1, len(self.records) // _LOGGED_POINTS)
-        return {
-            "started": self.started,
-            "finished": time.time(),
-            "steps": len(self.records),
-            "rows": sum(r.rows for r in self.records),
-            "texts": sum(r.texts for r in self.records),
-            "tokens": sum(r.tokens for r in self.records),
-            "order": run_digest(r.digest for r in self.records),
-            "losses": [[r.step, round(r.loss, 5)] for r in self.records[::every]],
-        }
+        """Times of start and end, and what the steps were."""
+        return {"started": self.started, "finished": time.time(), **summarise(self.records)}

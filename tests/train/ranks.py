@@ -24,7 +24,8 @@ from boom_ray.encoder import Encoder
 from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import DeepSpeedEngine, PlainEngine, freeze_unused
 from boom_ray.train.gather import gather_rows
-from boom_ray.train.loop import LoopSettings, StepRecord, global_loss, train
+from boom_ray.train.loop import LoopSettings, global_loss, train
+from boom_ray.train.meter import StepRecord
 
 STEPS = 20
 STAGES = (0, 1, 2, 3)

@@ -23,8 +23,9 @@ from boom_ray.ledger import Key, Ledger
 from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import PlainEngine, freeze_unused, parameter_groups
 from boom_ray.train.gather import gather_rows
-from boom_ray.train.loop import LoopSettings, StepRecord, batch_loss, global_loss, learning_rate, train
+from boom_ray.train.loop import LoopSettings, batch_loss, global_loss, learning_rate, train
 from boom_ray.train.member import MemberTask, train_plain
+from boom_ray.train.meter import StepRecord
 
 TRAIN = Train(batch_size=16, learning_rate=1e-3, temperature=0.05, hard_negatives=2, chunk_tokens=256)
 
