@@ -22,6 +22,7 @@ from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
+from boom_ray.train.board import Board
 from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import PlainEngine, freeze_unused
 from boom_ray.train.loop import Engine, LoopSettings, train
@@ -52,6 +53,11 @@ class MemberTask:
     @property
     def log_file(self) -> Path:
         return Path(self.root) / "scratch" / "members" / f"{self.key.name}.jsonl"
+
+    @property
+    def board(self) -> Path:
+        """Folder of the member's TensorBoard files."""
+        return Path(self.root) / "scratch" / "tensorboard" / self.key.name
 
 
 def open_store(task: MemberTask) -> TokenStore:
@@ -98,12 +104,14 @@ def train_plain(task: MemberTask, batches: list[Batch]) -> None:
 
 
 class StepLog:
-    """Every step of a member as a line of a scratch file, for the live table, and its summary for the manifest."""
+    """Every step of a member as a line of a scratch file, for the live table, and on a TensorBoard; its summary for the
+    manifest."""
 
     def __init__(self, task: MemberTask, write: bool = True) -> None:
         self._task = task
         self._write = write
         self._stream: TextIO | None = None
+        self._board: Board | None = None
         self.records: list[StepRecord] = []
         self.started = time.time()
 
@@ -112,15 +120,19 @@ class StepLog:
             self._task.log_file.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self._task.log_file, "w", encoding="utf-8")
             self._line({"name": self._task.name, "steps": self._task.steps, "started": self.started})
+            self._board = Board(self._task.board)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stream:
+        if self._stream and self._board:
             self._stream.close()
+            self._board.close()
 
     def __call__(self, record: StepRecord) -> None:
         self.records.append(record)
         self._line(record.line())
+        if self._board:
+            self._board(record)
 
     def _line(self, content: dict[str, Any]) -> None:
         if self._stream:
