@@ -80,6 +80,29 @@ def train(
     show(measure(bench, say=say), table, json_file)
 
 
+@app.command("learn")
+def learn(
+    data: Annotated[Path, typer.Option(help="Directory with train and eval/in_domain.")],
+    directory: Annotated[Path, typer.Option(help="Where everything is made, and found again.")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 300,
+    every: Annotated[int, typer.Option(help="Steps between two scored models.")] = 100,
+    batch: Annotated[int, typer.Option(help="Rows of a step.")] = 64,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of a text, in training and in scoring.")] = 64,
+    cap: Annotated[int | None, typer.Option(help="Texts of an evaluation set at most; 0: whole sets.")] = 1200,
+    json_file: JsonFile = None,
+) -> None:
+    """In-domain scores of one member, before it trains and while it does.
+
+    Example:  boom-ray bench learn --data data --directory learn --json learn.json
+    """
+    from boom_ray.bench.learn import LearnBench, table
+    from boom_ray.bench.learn import bench_learn as measure
+
+    bench = LearnBench(str(data), str(directory), model, steps, every, batch, max_tokens, cap=cap or None)
+    show(measure(bench, say=say), table, json_file)
+
+
 def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")

@@ -62,7 +62,7 @@ def bench_train(bench: TrainBench, say: Callable[[str], None] = lambda line: Non
     Raises:
         BoomError: missing data; a variant that fails.
     """
-    bench = replace(bench, model=str(_model(bench.model)))
+    bench = replace(bench, model=str(local_model(bench.model)))
     runs: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="boom-ray-bench-") as folder:
         pairs = Path(folder) / "pairs.json"
@@ -74,7 +74,7 @@ def bench_train(bench: TrainBench, say: Callable[[str], None] = lambda line: Non
                 say(f"turn {turn + 1} {kind}: {run['pairs']:.2f} pairs/s, {run['memory'] / 1e9:.2f} GB")
         if bench.large:
             runs["large"] = [_run(bench, "large", pairs)]
-    return {"settings": asdict(bench), "machine": _machine(), "rows": _rows(runs)}
+    return {"settings": asdict(bench), "machine": machine(), "rows": _rows(runs)}
 
 
 def read_pairs(data: Path, count: int) -> list[tuple[str, str]]:
@@ -98,7 +98,7 @@ def read_pairs(data: Path, count: int) -> list[tuple[str, str]]:
     return chosen[:count]
 
 
-def _model(model: str) -> Path:
+def local_model(model: str) -> Path:
     """A directory, also that of an installed package which brings the model."""
     package = importlib.util.find_spec(PACKAGES[model]) if model in PACKAGES else None
     if package and package.origin:
@@ -160,7 +160,8 @@ def _rows(runs: Mapping[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
     ]
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What a benchmark ran on."""
     return {"cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0], "kernel": os.uname().release}
 
 
