@@ -301,9 +301,9 @@ def _limit(models: list[Path], out: Path, workers: int) -> None:
             os.preadv(descriptor, [buffer], start)
         os.close(descriptor)
 
-    def write(part: int) -> None:
-        descriptor, buffer = os.open(out / "model", os.O_RDWR | os.O_CREAT), bytes(_BLOCK)
-        for start in range(part * _BLOCK, size, workers * _BLOCK):
+    def write(part: int) -> None:  # each worker its own file: in one file they would wait for each other
+        descriptor, buffer = os.open(out / f"part-{part}", os.O_RDWR | os.O_CREAT), bytes(_BLOCK)
+        for start in range(0, size // workers, _BLOCK):
             os.pwrite(descriptor, buffer, start)
         os.close(descriptor)
 
