@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from boom_ray.config import BoomError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Benchmarks: ratios measured side by side.")
 
@@ -60,24 +63,43 @@ def corpus(
 
 @app.command("train")
 def train(
-    data: Annotated[Path, typer.Option(help="Directory of medquad, scitldr, fairytaleqa, nl2bash (.jsonl.gz).")],
+    data: Annotated[
+        Path | None, typer.Option(help="Directory of medquad, scitldr, fairytaleqa, nl2bash (.jsonl.gz).")
+    ] = None,
     model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
-    batch: Annotated[int, typer.Option(help="Pairs of a step.")] = 96,
-    steps: Annotated[int, typer.Option(help="Measured steps of every run.")] = 1,
-    turns: Annotated[int, typer.Option(help="Turns; figures are medians over them.")] = 3,
-    large: Annotated[int, typer.Option(help="Pairs of the large batch of lean; 0: not measured.")] = 1024,
+    batch: Annotated[int | None, typer.Option(help="Rows of a step; default: 96, or 256 with --device cuda.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Measured steps of every run; default: 1, with --ray 6.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Turns of every variant; default: 3, with --ray 2.")] = None,
+    large: Annotated[int, typer.Option(help="Rows of the large batch of lean; 0: not measured.")] = 1024,
     graph_tokens: Annotated[int | None, typer.Option(help="Tokens whose graphs fast keeps; default: all.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Ray Train and DeepSpeed beside the plain loop, instead.")] = False,
+    device: Annotated[str, typer.Option(help="cuda: a Qwen3-0.6B of random weights on made texts, in bf16.")] = "cpu",
+    tiny: Annotated[bool, typer.Option("--tiny", help="The benchmark of --device cuda at a tiny size.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Our training step beside sentence-transformers' two contrastive losses, and beside a limit.
 
     Example:  boom-ray bench train --data data/train --json train.json
     """
-    from boom_ray.bench.train import TrainBench, table
-    from boom_ray.bench.train import bench_train as measure
+    options = {"batch": batch, "steps": steps, "turns": turns, "graph_tokens": graph_tokens}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    if device != "cpu" or tiny:
+        from boom_ray.bench.train import ON_GPU, TINY_ON_GPU, bench_device, table
 
-    bench = TrainBench(str(data), model, batch, steps, turns, large, graph_tokens=graph_tokens)
-    show(measure(bench, say=say), table, json_file)
+        made, shape, negatives = TINY_ON_GPU if tiny else ON_GPU
+        show(bench_device(replace(made, device=device, **given), shape, negatives, say), table, json_file)
+    elif data is None:
+        raise BoomError("--data DIRECTORY is missing: medquad, scitldr, fairytaleqa and nl2bash as .jsonl.gz.")
+    elif ray:
+        from boom_ray.bench.train_ray import RayBench, bench_ray
+        from boom_ray.bench.train_ray import table as ray_table
+
+        given.pop("graph_tokens", None)
+        show(bench_ray(RayBench(str(data), model, **given), say), ray_table, json_file)
+    else:
+        from boom_ray.bench.train import TrainBench, bench_train, table
+
+        show(bench_train(TrainBench(str(data), model, large=large, **given), say), table, json_file)
 
 
 @app.command("learn")

@@ -54,7 +54,9 @@ def bench_learn(bench: LearnBench, say: Say = lambda line: None) -> dict[str, An
     Raises:
         BoomError: missing or bad data.
     """
-    run = _prepare(_recipe(bench), Path(bench.directory), say)
+    from boom_ray.bench.prepared import prepare
+
+    run = prepare(_recipe(bench), Path(bench.directory), say)
     sets = _sets(run)
     rows = [_scored(bench, run, sets, 0, run.path(run.keys.start), say)]
     training = _train(bench, run, say)
@@ -82,25 +84,6 @@ def _recipe(bench: LearnBench) -> Recipe:
         },
         origin="bench learn",
     )
-
-
-def _prepare(recipe: Recipe, directory: Path, say: Say) -> Run:
-    """Start, corpus, tokens and bag, by the stages of a run."""
-    from boom_ray import preparation
-    from boom_ray.ledger import Ledger
-    from boom_ray.plan import derive_keys
-    from boom_ray.runs import look
-    from boom_ray.session import ray_session
-
-    world = look(recipe)
-    run = preparation.Run(recipe, Ledger.open(directory, recipe.name), world, derive_keys(recipe, world), say)
-    if not run.has(run.keys.bags):
-        with ray_session():
-            preparation.make_start(run)
-            preparation.make_corpus(run)
-            preparation.make_tokens(run)
-            preparation.draw_bags(run)
-    return run
 
 
 def _sets(run: Run) -> list[EvalSet]:
