@@ -187,7 +187,7 @@ class Ledger:
             if not self.has(key):
                 raise
             shutil.rmtree(stage.path)  # a second writer committed between the look above and the rename
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
 
     def scratch(self, *parts: str) -> Path:
         """A directory for logs and live metrics: never an artifact, safe to delete between runs."""
@@ -233,7 +233,7 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

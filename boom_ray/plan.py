@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from boom_ray.config import Recipe
+from boom_ray.config import Averages, Recipe
 from boom_ray.data.bag_rules import BagRule, bag_rules
 from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, identity
@@ -158,6 +158,14 @@ def _base_key(
 def member_seed(recipe: Recipe, member: int) -> int:
     """The seed of a member's order of batches and draws of negatives."""
     return derive_seed(recipe.seed, "member", member)
+
+
+def average_keys(member: Key, settings: Averages | None) -> dict[str, Key]:
+    """The averages of a member's own weights, by name: they land just before it."""
+    if settings is None:
+        return {}
+    names = ["ema"] * (settings.ema is not None) + [f"last{settings.last}"] * (settings.last is not None)
+    return {name: Key("members", f"{member.label}-{name}", identity([member.identity, name])) for name in names}
 
 
 def steps(keys: Keys, has: Callable[[Key], bool], costs: Mapping[str, Cost]) -> list[Step]:

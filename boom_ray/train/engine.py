@@ -11,6 +11,7 @@ import torch
 from boom_ray.config import Train
 from boom_ray.encoder import embed
 from boom_ray.train.cache import BatchEncoder
+from boom_ray.train.state import PlainState, State, ZeroState
 
 
 class PlainEngine:
@@ -23,6 +24,7 @@ class PlainEngine:
         self._optimizer = torch.optim.AdamW(
             parameter_groups(model, train.weight_decay), lr=train.learning_rate, fused=True
         )
+        self.state: State = PlainState(trained_parameters(model.backbone), self._optimizer)
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float:
         loss.backward()
@@ -54,6 +56,8 @@ class DeepSpeedEngine:
         self._untrained = {name: tensor.cpu().clone() for name, tensor in state.items() if name not in trained}
         groups = parameter_groups(model, train.weight_decay)
         self._engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=deepspeed_config(train))
+        kind = ZeroState if self._engine.zero_optimization() else PlainState
+        self.state: State = kind(trained_parameters(model.backbone), self._engine.optimizer)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -85,6 +89,10 @@ class DeepSpeedEngine:
                 master = safe_get_full_fp32_param(parameter)
                 whole = parameter.detach() if master is None else master
                 yield name, whole.reshape(self.shapes[name])
+
+
+def trained_parameters(backbone: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in backbone.named_parameters() if p.requires_grad}
 
 
 def _shapes(backbone: torch.nn.Module) -> dict[str, tuple[int, ...]]:

@@ -21,6 +21,7 @@ from boom_ray.data.batches import TrainBatch
 from boom_ray.train.gather import GlobalRows, gather, gather_rows, rank, world
 from boom_ray.train.losses import allowed_candidates, cosent, info_nce, not_above_positive
 from boom_ray.train.meter import Meter, StepRecord
+from boom_ray.train.state import State
 
 
 class Engine(Protocol):
@@ -33,6 +34,11 @@ class Engine(Protocol):
 
     def step(self, loss: torch.Tensor, learning_rate: float) -> float | None:
         """Backward, clip and update; returns the gradient norm before clipping, None where there was no update."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """What a checkpoint holds of it."""
         ...
 
     @property

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
-from boom_ray.config import Train
+from boom_ray.config import Checkpoints, Train
 from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
 from boom_ray.data.schedule import Batch
 from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
+from boom_ray.plan import average_keys
+from boom_ray.train import checkpoint
+from boom_ray.train.averages import RunningAverages
 from boom_ray.train.board import Board
-from boom_ray.train.cache import batch_encoder
+from boom_ray.train.cache import BatchEncoder, batch_encoder
+from boom_ray.train.checkpoint import Checkpointer
 from boom_ray.train.engine import PlainEngine, freeze_unused
 from boom_ray.train.loop import Engine, LoopSettings, train
 from boom_ray.train.meter import StepRecord, summarise
@@ -32,7 +36,11 @@ from boom_ray.train.weights import write_weights
 
 @dataclass(frozen=True)
 class MemberTask:
-    """A member to train: its place in the ledger, its inputs (directories), its settings."""
+    """A member to train: its place in the ledger, its inputs (directories), its settings.
+
+    Attributes:
+        start: batches that are done: it goes on from the checkpoint of that step; 0 begins.
+    """
 
     name: str
     root: str
@@ -45,6 +53,8 @@ class MemberTask:
     threads: int
     meta: dict[str, Any] = field(default_factory=dict)
     staging: str | None = None
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    start: int = 0
 
     @property
     def draw(self) -> DrawSettings:
@@ -53,6 +63,10 @@ class MemberTask:
     @property
     def log_file(self) -> Path:
         return Path(self.root) / "scratch" / "members" / f"{self.key.name}.jsonl"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return Path(self.root) / "scratch" / "members" / self.key.name / "checkpoints"
 
     @property
     def board(self) -> Path:
@@ -75,16 +89,50 @@ def load(task: MemberTask, device: str) -> Encoder:
     return encoder
 
 
-def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> None:
-    train(engine, batches, LoopSettings(task.name, task.train, task.steps, task.seed), log)
+def begin(task: MemberTask, encoder: Encoder, make: Callable[[BatchEncoder, Train], Engine]) -> Engine:
+    """The engine that trains the encoder, made by ``make``, as it was at the step that the task starts from."""
+    model = batch_encoder(encoder, task.train)
+    if not task.start:
+        return make(model, task.train)
+    begun = checkpoint.at(task)
+    begun.fill(model.backbone)
+    engine = make(model, task.train)
+    begun.restore(engine.state)
+    return engine
 
 
-def commit(task: MemberTask, encoder: Encoder, engine: Engine, log: StepLog, width: int) -> None:
-    """Write the trained member into the ledger; ranks other than the first call :func:`assist` meanwhile."""
-    with Ledger(task.root).stage(task.key, inputs={"base": task.base, "tokens": task.tokens}) as stage:
+def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> RunningAverages:
+    """Train; with a checkpoint now and then, and the averages that the task asks for."""
+    averages = RunningAverages(task.train.averages, task.steps, engine)
+    if task.start:
+        averages.restore(checkpoint.at(task))
+    with Checkpointer(task, engine.state, averages) as checkpointer:
+
+        def after_step(record: StepRecord) -> None:
+            log(record)
+            averages(record.step)
+            checkpointer(record.step)
+
+        train(engine, batches, LoopSettings(task.name, task.train, task.steps, task.seed), after_step)
+        checkpointer.finish()
+    return averages
+
+
+def commit(task: MemberTask, encoder: Encoder, engine: Engine, trained: Trained) -> None:
+    """Write the averages and then the trained member into the ledger, and forget its checkpoints; ranks other than the
+    first call :func:`assist` meanwhile."""
+    ledger, inputs = Ledger(task.root), {"base": task.base, "tokens": task.tokens}
+    for label, key in average_keys(task.key, task.train.averages).items():
+        if not ledger.has(key):
+            with ledger.stage(key, inputs={"member": task.key.identity}) as stage:
+                encoder.save_description(stage.path)
+                write_weights(engine.shapes, iter(trained.averages.tensors(label).items()), stage.path)
+                stage.meta.update(average=label, factors=trained.averages.factors[label])
+    with ledger.stage(task.key, inputs=inputs) as stage:
         encoder.save_description(stage.path)
         write_weights(engine.shapes, engine.tensors(), stage.path)
-        stage.meta.update(task.meta, **log.summary(), width=width, threads=task.threads)
+        stage.meta.update(task.meta, **trained.log.summary(), width=trained.width, threads=task.threads)
+    checkpoint.clear(task)
 
 
 def assist(engine: Engine) -> None:
@@ -94,13 +142,24 @@ def assist(engine: Engine) -> None:
 
 
 def train_plain(task: MemberTask, batches: list[Batch]) -> None:
-    """Train on plain torch in this process and commit."""
+    """Train on plain torch in this process, from the newest checkpoint on, and commit."""
+    found = checkpoint.newest(task)
+    task = replace(task, start=found.step if found else 0)
     with StepLog(task) as log:
         encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
         store = open_store(task)
-        engine = PlainEngine(batch_encoder(encoder, task.train), task.train)
-        run(task, engine, local_feed(batches, store, task.draw), log)
-    commit(task, encoder, engine, log, width=1)
+        engine = begin(task, encoder, PlainEngine)
+        averages = run(task, engine, local_feed(batches, store, task.draw, task.start), log)
+    commit(task, encoder, engine, Trained(log, averages, width=1))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves beside the engine's weights."""
+
+    log: StepLog
+    averages: RunningAverages
+    width: int
 
 
 class StepLog:
@@ -118,10 +177,22 @@ class StepLog:
     def __enter__(self) -> StepLog:
         if self._write:
             self._task.log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(self._task.log_file, "w", encoding="utf-8")
-            self._line({"name": self._task.name, "steps": self._task.steps, "started": self.started})
-            self._board = Board(self._task.board)
+            if self._task.start:
+                self._cut_back()
+            self._stream = open(self._task.log_file, "a" if self._task.start else "w", encoding="utf-8")
+            if not self._task.start:
+                self._line({"name": self._task.name, "steps": self._task.steps, "started": self.started})
+            self._board = Board(self._task.board, self._task.start)
         return self
+
+    def _cut_back(self) -> None:
+        """Take over the steps before the first; what an interrupted run logged after its checkpoint is done again."""
+        file = self._task.log_file
+        lines = file.read_text(encoding="utf-8").splitlines()[: 1 + self._task.start]
+        head, *steps = (json.loads(line) for line in lines)
+        self.started = head["started"]
+        self.records = [StepRecord.read(step) for step in steps]
+        Ledger(self._task.root).write_text(str(file.relative_to(self._task.root)), "\n".join(lines) + "\n")
 
     def __exit__(self, *_: object) -> None:
         if self._stream and self._board:

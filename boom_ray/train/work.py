@@ -45,6 +45,7 @@ def member_work(recipe: Recipe, ledger: Ledger, keys: Keys, index: int) -> Work:
         threads=recipe.resources.cpus_per_worker,
         meta=meta,
         staging=recipe.resources.staging,
+        checkpoints=recipe.checkpoints,
     )
     return task, plan.batches
 
@@ -55,7 +56,8 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
     assert build is not None  # only a built base is warmed up
     everything = training_rows(read_rows(ledger, keys), read_draw(ledger, keys))
     settings = {"max_steps": build.warm_steps, "learning_rate": build.learning_rate, "schedule": "batch_shuffle"}
-    train = recipe.train.model_copy(update=settings)  # a few steps of every dataset, whatever the members' schedule
+    # a few steps of every dataset, whatever the members' schedule; averages are of members
+    train = recipe.train.model_copy(update={**settings, "averages": None})
     seed = derive_seed(recipe.seed, "warm")
     plan = whole_run(everything, schedule(train, ledger, keys), seed, _ENDLESS, build.warm_steps)
     task = MemberTask(
@@ -69,6 +71,7 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
         seed=seed,
         threads=threads,
         staging=recipe.resources.staging,
+        checkpoints=recipe.checkpoints,
     )
     return task, plan.batches
 

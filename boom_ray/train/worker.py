@@ -8,24 +8,23 @@ import ray.train
 
 from boom_ray.data.feed import feed, shard_name
 from boom_ray.train import member
-from boom_ray.train.cache import batch_encoder
 from boom_ray.train.engine import DeepSpeedEngine
-from boom_ray.train.member import MemberTask, StepLog
+from boom_ray.train.member import MemberTask, StepLog, Trained
 
 
 def train_member(config: dict[str, Any]) -> None:
-    """Train ``config["task"]`` on this rank; rank 0 commits the member."""
+    """Train ``config["task"]`` on this rank, from the checkpoint of its ``start`` on; rank 0 commits the member."""
     task: MemberTask = config["task"]
     context = ray.train.get_context()
     rank, width = context.get_world_rank(), context.get_world_size()
     device = str(ray.train.torch.get_device())
     with StepLog(task, write=rank == 0) as log:
         encoder = member.load(task, device)
-        engine = DeepSpeedEngine(batch_encoder(encoder, task.train), task.train)
+        engine = member.begin(task, encoder, DeepSpeedEngine)
         batches = feed(ray.train.get_dataset_shard(shard_name(rank)), member.open_store(task), task.draw)
-        member.run(task, engine, batches, log)
+        averages = member.run(task, engine, batches, log)
     if rank == 0:
-        member.commit(task, encoder, engine, log, width)
+        member.commit(task, encoder, engine, Trained(log, averages, width))
     else:
         member.assist(engine)
     # report is a barrier: no rank ends before the member is committed
