@@ -35,6 +35,7 @@ from boom_ray.report.layout import (
     smooth,
 )
 from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, finished_trials, lower_is_better, score_table, sets_of
+from boom_ray.report.training import dataset_losses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -245,4 +246,5 @@ FIGURES: dict[str, Draw] = {
     "cosine": cosine,
     "bags": bags,
     "lengths": lengths,
+    "dataset_losses": dataset_losses,
 }

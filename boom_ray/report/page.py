@@ -27,6 +27,7 @@ from boom_ray.report.tables import (
     sets_of,
     verdict,
 )
+from boom_ray.report.training import training_section
 
 Summary = Mapping[str, Any]
 _THEME = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--paper"}
@@ -42,6 +43,7 @@ def write_page(summary: Summary) -> str:
         _section("Scores, set by set", _per_set(summary)),
         _section("Corpus", corpus_section(summary)),
         _section("Members", _members(summary)),
+        _section("Training", training_section(summary)),
         _section("Loading the model", _loading(summary)),
         _section("Recipe", f"<details><summary>as it was run</summary>{_pre(summary['recipe_yaml'])}</details>"),
         _section("Made with", _versions(summary)),
@@ -162,6 +164,7 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
             f"Right of the line is better than base{split}.",
         ),
         "losses": ("Loss of the members", "A dot is a batch of one dataset, so dots scatter; lines are smoothed."),
+        "dataset_losses": ("Loss of every dataset", "A panel per dataset with its own scale; colours as above."),
         "cost": ("Cost of every stage", "Wall time multiplied by the CPUs or GPUs held."),
         "weights": ("Merge weights", "The share of each member: by bag ratio, even, and searched."),
         "bags": ("Bags", "Distinct rows that each member may see, by dataset."),

@@ -121,6 +121,25 @@ def _member(index: int, ratio: float, rng: random.Random) -> dict[str, Any]:
         "losses": curve,
         "bag": f"{100 * ratio:.3g} %",
         "accounts": {name: _account(rows, ratio) for name, _, rows in DATASETS},
+        "measured": _measured(seconds / steps),
+        "datasets": {
+            name: {"steps": len(curve[place::3]), "rows": round(rows * ratio), "losses": curve[place::3]}
+            for place, (name, _, rows) in enumerate(DATASETS)
+        },
+    }
+
+
+def _measured(step_seconds: float) -> dict[str, float | None]:
+    return {
+        "step_seconds": step_seconds,
+        "texts_per_second": 61.25,
+        "tokens_per_second": 3512.0,
+        "padding_share": 0.031,
+        "stall_share": 0.0042,
+        "flops_per_second": 41.5e9,
+        "mfu": None,
+        "grad_norm": 0.875,
+        "memory": 3 * 2**29,
     }
 
 
