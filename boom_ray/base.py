@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from boom_ray.config import BoomError, BuildBase, Pooling
-from boom_ray.encoder import Encoder, first_line, load_tokenizer, position_limit
+from boom_ray.encoder import Encoder, end_texts, first_line, load_tokenizer, position_limit
 
 
 def resolve_base(model: str, revision: str | None) -> Path:
@@ -30,13 +30,17 @@ def resolve_base(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int) -> None:
-    """Write a base checkpoint as a portable directory in float32.
+def import_base(
+    source: Path, out: Path, pooling: Pooling | None, max_tokens: int, append_eos: bool = False
+) -> None:
+    """Write a base checkpoint as a portable directory in float32; its tokenizer ends texts where that is asked for.
 
     Raises:
-        BoomError: see :meth:`Encoder.load`.
+        BoomError: see :meth:`Encoder.load` and :func:`boom_ray.encoder.end_texts`.
     """
     encoder = Encoder.load(source, device="cpu")
+    if append_eos:
+        end_texts(encoder.tokenizer, source)
     encoder.pooling = pooling or encoder.pooling
     encoder.max_tokens = min(max_tokens, position_limit(encoder.backbone, encoder.tokenizer))
     encoder.save(out)

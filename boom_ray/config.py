@@ -50,11 +50,16 @@ class Base(Frozen):
     build: BuildBase | None = None
     pooling: Pooling | None = Field(None, description="default: what the directory's 1_Pooling says, else mean")
     max_tokens: int = Field(128, ge=4, le=131072, description="longer texts are cut, special tokens included")
+    append_eos: bool = Field(
+        False, description="end texts with the tokenizer's end-of-sequence token, for last-token pooling"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Base:
         if (self.model is None) == (self.build is None):
             raise ValueError("give exactly one of 'model' (a Hugging Face name or a directory) and 'build'")
+        if self.build and self.append_eos:
+            raise ValueError("append_eos is for a model: the tokenizer that is built ends every text with [SEP]")
         return self
 
 
@@ -171,12 +176,16 @@ class Train(Frozen):
     averages: Averages | None = None
 
     @model_validator(mode="after")
-    def _has_masters(self) -> Train:
-        if self.precision == "bfloat16" and self.zero_stage == 0:
+    def _works_together(self) -> Train:
+        if self.precision != "float32" and self.zero_stage == 0:
             raise ValueError(
-                "with precision bfloat16, zero_stage is 1, 2 or 3: at 0 DeepSpeed keeps no float32 copy of the "
-                "weights, and small updates are lost"
+                f"with precision {self.precision}, zero_stage is 1, 2 or 3: at 0 DeepSpeed keeps no float32 copy of "
+                "the weights that can be read back, and small updates are lost"
             )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError("offload optimizer needs zero_stage 1, 2 or 3: at 0 ZeRO holds no optimiser to move")
+        if self.offload == "weights" and self.zero_stage != 3:
+            raise ValueError("offload weights needs zero_stage 3: below it every worker computes with whole weights")
         return self
 
 

@@ -32,6 +32,7 @@ _POOLING_FLAGS = {
 _CPU_CHUNK_TOKENS = 2048
 _SUPPORTED: tuple[Pooling, ...] = ("mean", "cls", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 def length_chunks(lengths: Sequence[int] | np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
@@ -60,14 +61,15 @@ def chunk_budget(chunk_tokens: int, device: torch.device) -> int:
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Token states [B, T, D] and right-padded mask [B, T] to unit vectors [B, D], in float32 at least."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
     if pooling == "mean":
         weights = mask.unsqueeze(-1).to(hidden.dtype)
-        vectors = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+        vectors = (hidden * weights).sum(1, dtype=wide) / mask.sum(1, keepdim=True).clamp(min=1)
     elif pooling == "cls":
         vectors = hidden[:, 0]
     else:
         vectors = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    return torch.nn.functional.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    return torch.nn.functional.normalize(vectors.to(wide), dim=-1)
 
 
 def embed(
@@ -112,12 +114,14 @@ class Encoder:
         """Load a sentence-transformers or plain Hugging Face directory, in float32, safetensors only.
 
         Raises:
-            BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support.
+            BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support; more
+                tokens than embeddings.
         """
         directory = Path(directory)
         pooling, max_tokens = _read_modules(directory)
         tokenizer = load_tokenizer(directory)
         backbone = _load_backbone(directory)
+        _check_vocabulary(directory, tokenizer, backbone)
         encoder = cls(backbone.eval(), tokenizer, pooling or "mean", max_tokens or position_limit(backbone, tokenizer))
         encoder.backbone.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if (directory / "config_sentence_transformers.json").is_file():
@@ -193,10 +197,11 @@ def write_modules(directory: Path, pooling: Pooling, hidden: int, max_tokens: in
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The directory's fast tokenizer.
+    """The directory's fast tokenizer; one without a padding token pads with its end-of-sequence token, as plain language
+    models do: attention never sees padding.
 
     Raises:
-        BoomError: there is none, or it has no padding token.
+        BoomError: there is none, or it has neither token.
     """
     from transformers import AutoTokenizer
 
@@ -215,8 +220,27 @@ def load_tokenizer(directory: str | Path) -> Any:
     if not tokenizer.is_fast:
         raise BoomError(f"{directory} has no fast tokenizer (tokenizer.json), which serving tools need.")
     if tokenizer.pad_token_id is None:
-        raise BoomError(f"the tokenizer of {directory} has no padding token: set pad_token in tokenizer_config.json.")
+        if tokenizer.eos_token_id is None:
+            raise BoomError(
+                f"the tokenizer of {directory} has no padding token: set pad_token in tokenizer_config.json."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def end_texts(tokenizer: Any, origin: Path) -> None:
+    """Let a tokenizer end every text with its end-of-sequence token, in place and in the files that it saves.
+
+    Raises:
+        BoomError: it has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise BoomError(
+            f"base.append_eos: the tokenizer of {origin} has no end-of-sequence token: set eos_token in "
+            f"tokenizer_config.json."
+        )
+    if tokenizer("a")["input_ids"][-1] != tokenizer.eos_token_id:
+        tokenizer.add_eos_token = True
 
 
 def _load_backbone(directory: Path) -> Any:
@@ -240,6 +264,16 @@ def _load_backbone(directory: Path) -> Any:
             f"{absent[0]} among them. They belong to another model or are incomplete."
         )
     return backbone
+
+
+def _check_vocabulary(directory: Path, tokenizer: Any, backbone: Any) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    rows = backbone.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise BoomError(
+            f"{directory}: the tokenizer has ids up to {highest}, but the model has embeddings for {rows} tokens. Their "
+            f"files belong to two models: take the tokenizer that the model was trained with."
+        )
 
 
 def _read_modules(directory: Path) -> tuple[Pooling | None, int | None]:
@@ -278,9 +312,12 @@ def _read_json(directory: Path, name: str) -> Any:
 
 def position_limit(backbone: Any, tokenizer: Any) -> int:
     positions = getattr(backbone.config, "max_position_embeddings", None) or 512
-    if getattr(backbone.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        positions -= backbone.config.pad_token_id + 1  # these count positions from the padding id on
-    return int(min(positions, tokenizer.model_max_length))
+    return int(min(positions - first_position(backbone.config), tokenizer.model_max_length))
+
+
+def first_position(config: Any) -> int:
+    """The position of a text's first token: some families count from the padding id on."""
+    return config.pad_token_id + 1 if getattr(config, "model_type", "") in _POSITIONS_AFTER_PADDING else 0
 
 
 def first_line(error: BaseException) -> str:

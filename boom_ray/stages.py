@@ -28,7 +28,7 @@ def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
 
     if base.build is None:
         assert base.model is not None  # the recipe was checked: exactly one of model and build
-        import_base(resolve_base(base.model, base.revision), Path(out), base.pooling, base.max_tokens)
+        import_base(resolve_base(base.model, base.revision), Path(out), base.pooling, base.max_tokens, base.append_eos)
         return
     train_tokenizer(Path(corpus), base.build.vocab, base.max_tokens, Path(out))
     build_base(base.build, Path(out), Path(out), base.pooling or "mean", base.max_tokens, seed)

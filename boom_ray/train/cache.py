@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from boom_ray.config import Pooling, Train
 from boom_ray.encoder import Encoder, chunk_budget, embed_chunk, length_chunks
+from boom_ray.train.attention import Kernel, embed_packed, install, kernel_for, packed_chunks
 from boom_ray.train.dropout import fit
 from boom_ray.train.gather import world
 from boom_ray.train.meter import Passed
@@ -29,8 +30,8 @@ class Budget:
     """How a batch passes the backbone.
 
     Attributes:
-        chunk_tokens: padded tokens of one chunk at most.
-        graph_tokens: padded tokens whose graphs are kept at most; None: all.
+        chunk_tokens: tokens of one chunk at most, padding included.
+        graph_tokens: tokens whose graphs are kept at most, padding included; None: all.
         in_step: each forward is an exchange between ranks (ZeRO 3), so all ranks run the same number of chunks, and
             compute the same ones again.
     """
@@ -41,16 +42,26 @@ class Budget:
 
 
 class BatchEncoder(torch.nn.Module):
-    """The module that is trained: token sequences of a batch in, unit vectors out; ``passed`` tells of the last one."""
+    """The module that is trained: token sequences of a batch in, unit vectors out.
+
+    Attributes:
+        kernel: of attention over texts without padding (:mod:`boom_ray.train.attention`); None: they are padded.
+        compute: what the layers compute in where that is not what the weights are in.
+        passed: tells of the last batch.
+    """
 
     passed: Passed
 
-    def __init__(self, backbone: torch.nn.Module, pooling: Pooling, pad_id: int, budget: Budget) -> None:
+    def __init__(
+        self, backbone: torch.nn.Module, pooling: Pooling, pad_id: int, budget: Budget, kernel: Kernel | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
         self.pad_id = pad_id
         self.budget = budget
+        self.kernel = kernel
+        self.compute: torch.dtype | None = None
 
     def forward(self, sequences: Sequence[np.ndarray]) -> torch.Tensor:
         """Unit vectors [N, D] of N token sequences, in input order; equal texts are encoded once.
@@ -61,29 +72,39 @@ class BatchEncoder(torch.nn.Module):
         texts, place = distinct(sequences)
         texts = texts or [np.array([self.pad_id])]
         device = next(self.backbone.parameters()).device
-        chunks = length_chunks([len(text) for text in texts], chunk_budget(self.budget.chunk_tokens, device))
-        sizes = [len(chunk) * max(1, len(texts[chunk[0]])) for chunk in chunks]
-        self.passed = Passed(np.array([max(1, len(text)) for text in texts]), sum(sizes))
+        lengths = np.array([max(1, len(text)) for text in texts])
+        cut = length_chunks if self.kernel is None else packed_chunks
+        chunks = cut(lengths, chunk_budget(self.budget.chunk_tokens, device))
+        sizes = [int(len(c) * lengths[c[0]] if self.kernel is None else lengths[c].sum()) for c in chunks]
+        self.passed = Passed(lengths, sum(sizes))
         again, extra = len(chunks) - kept_chunks(sizes, self.budget.graph_tokens), 0
         if self.budget.in_step:
             again, extra = _agree(again, len(chunks), device)
         groups = [[texts[i] for i in chunk] for chunk in chunks] + [[np.array([self.pad_id])]] * extra
         parts = []
-        for number, group in enumerate(groups):
-            inputs = (self.backbone, group, self.pooling, self.pad_id)
-            if number < again and torch.is_grad_enabled():
-                parts.append(checkpoint(embed_chunk, *inputs, use_reentrant=False))
-            else:
-                parts.append(embed_chunk(*inputs))
+        with torch.autocast(device.type, dtype=self.compute, enabled=self.compute is not None):
+            for number, group in enumerate(groups):
+                if number < again and torch.is_grad_enabled():
+                    parts.append(checkpoint(self._embed, group, use_reentrant=False))
+                else:
+                    parts.append(self._embed(group))
         row = np.argsort(np.concatenate(chunks))[place]
         return torch.cat(parts).index_select(0, torch.from_numpy(row).to(device))
 
+    def _embed(self, texts: Sequence[np.ndarray]) -> torch.Tensor:
+        if self.kernel is None:
+            return embed_chunk(self.backbone, texts, self.pooling, self.pad_id)
+        return embed_packed(self.backbone, texts, self.pooling, self.pad_id, self.kernel)
+
 
 def batch_encoder(encoder: Encoder, train: Train) -> BatchEncoder:
-    """What a recipe trains of an encoder, whose dropout is fitted to a CPU where it is on one."""
+    """What a recipe trains of an encoder: its dropout is fitted to a CPU where it is on one, its attention to a GPU."""
     fit(encoder.backbone)
+    kernel = kernel_for(encoder.backbone, half=train.precision != "float32")
+    if kernel is not None:
+        install(encoder.backbone)
     budget = Budget(train.chunk_tokens, train.graph_tokens, in_step=train.zero_stage == 3 and world() > 1)
-    return BatchEncoder(encoder.backbone, encoder.pooling, encoder.pad_id, budget)
+    return BatchEncoder(encoder.backbone, encoder.pooling, encoder.pad_id, budget, kernel)
 
 
 def distinct(sequences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
