@@ -20,6 +20,7 @@ from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import TrainBatch
 from boom_ray.train.gather import GlobalRows, gather, gather_rows, rank, world
 from boom_ray.train.losses import allowed_candidates, cosent, info_nce, not_above_positive
+from boom_ray.train.memory import told
 from boom_ray.train.meter import Meter, StepRecord
 from boom_ray.train.state import State
 
@@ -32,8 +33,11 @@ class Engine(Protocol):
         """Token sequences of a batch to unit vectors: a :class:`boom_ray.train.cache.BatchEncoder` or its wrapping."""
         ...
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> float | None:
-        """Backward, clip and update; returns the gradient norm before clipping, None where there was no update."""
+    def step(self, loss: torch.Tensor, learning_rate: float, update: bool = True) -> float | None:
+        """Backward, and where an update is due, clip and update.
+
+        Returns the gradient norm before clipping, or None: no update was due, or float16 overflowed and it is skipped.
+        """
         ...
 
     @property
@@ -52,6 +56,22 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What a global batch is to the update that it takes part in: its number, its batches, whether this is the last."""
+
+    number: int
+    batches: int
+    last: bool
+
+    @classmethod
+    def of(cls, step: int, steps: int, accumulation: int) -> Turn:
+        """Of batch ``step`` of ``steps``; the last update has what batches are left."""
+        number, place = divmod(step, accumulation)
+        batches = min(accumulation, steps - number * accumulation)
+        return cls(number, batches, place == batches - 1)
+
+
+@dataclass(frozen=True)
 class LoopSettings:
     """What a loop needs beside the model and the batches."""
 
@@ -59,6 +79,15 @@ class LoopSettings:
     train: Train
     steps: int
     seed: int
+
+    def turn(self, step: int) -> Turn:
+        """Of a global batch."""
+        return Turn.of(step, self.steps, self.train.accumulation)
+
+    def rate(self, turn: Turn) -> float:
+        """The learning rate of a turn's update."""
+        updates = math.ceil(self.steps / self.train.accumulation)
+        return learning_rate(turn.number, updates, self.train.learning_rate, self.train.warmup_ratio)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_ratio: float) -> float:
@@ -75,16 +104,18 @@ def train(
     """Run the batches through the engine.
 
     Raises:
-        BoomError: the loss or the gradient is not finite; names member, step and dataset.
+        BoomError: the loss or the gradient is not finite, or memory ran out; names member, step and dataset.
     """
     engine.model.train()
     meter = Meter(engine.model)
     for batch in meter.fed(batches):
         torch.manual_seed(derive_seed(settings.seed, "dropout", batch.step, rank()))
-        rows = gather_rows(batch)
-        loss = global_loss(engine.model, batch, rows, settings)
-        rate = learning_rate(batch.step, settings.steps, settings.train.learning_rate, settings.train.warmup_ratio)
-        grad_norm = engine.step(loss * world(), rate)
+        turn = settings.turn(batch.step)
+        rate = settings.rate(turn)
+        with told(settings.name, batch):
+            rows = gather_rows(batch)
+            loss = global_loss(engine.model, batch, rows, settings)
+            grad_norm = engine.step(loss * world() / turn.batches, rate, turn.last)
         value = float(loss.detach())
         if not (math.isfinite(value) and (grad_norm is None or math.isfinite(grad_norm))):
             raise BoomError(

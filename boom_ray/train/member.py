@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import torch
 
 from boom_ray.config import Checkpoints, Train
+from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import DrawSettings, TrainBatch, local_feed
 from boom_ray.data.schedule import Batch
 from boom_ray.data.staging import stage
@@ -30,6 +31,7 @@ from boom_ray.train.cache import BatchEncoder, batch_encoder
 from boom_ray.train.checkpoint import Checkpointer
 from boom_ray.train.engine import PlainEngine, freeze_unused
 from boom_ray.train.loop import Engine, LoopSettings, train
+from boom_ray.train.lora import adapt
 from boom_ray.train.meter import StepRecord, summarise
 from boom_ray.train.weights import write_weights
 
@@ -83,6 +85,8 @@ def load(task: MemberTask, device: str) -> Encoder:
     """The base, ready to be trained."""
     torch.set_num_threads(task.threads)
     encoder = Encoder.load(task.base, device=device)
+    if task.train.lora is not None:
+        adapt(encoder.backbone, task.train.lora, derive_seed(task.seed, "lora"))
     freeze_unused(encoder.backbone, encoder.pooling, encoder.pad_id)
     if task.train.gradient_checkpointing:
         encoder.backbone.gradient_checkpointing_enable()
