@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus
+from boom_ray import cli_bench, cli_corpus, cli_plan
+from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 
 if TYPE_CHECKING:
@@ -31,37 +32,11 @@ _INTERRUPTED = 130  # what typer makes of Ctrl-C
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
 
-RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override one key, e.g. --set train.epochs=2 --set bags.ratios='[0.5, 1]'. Repeatable."),
-]
-RunDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--run-dir",
-        help="Run directory. Default: $BOOM_RAY_HOME/NAME, else runs/NAME (~/boom_ray/runs/NAME in a Ray job).",
-    ),
-]
+app.command()(cli_plan.plan)
 
 
 @app.command()
-def plan(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
-    """List the steps that a run would take, with their cost, and what is done already.
-
-    Example:  boom-ray plan jobs/recipes/quickstart.yaml --set train.batch_size=64
-    """
-    from boom_ray.runs import plan as make_plan
-
-    parsed, steps = make_plan(recipe, overrides=overrides or (), run_dir=run_dir)
-    todo = [step for step in steps if not step.done]
-    typer.echo(f"{parsed.name}: {len(todo)} of {len(steps)} steps to do" if todo else f"{parsed.name}: nothing to do")
-    for line in plan_lines(steps):
-        typer.echo(line)
-
-
-@app.command()
-def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None, replan: Replan = False) -> None:
     """Carry out a recipe: corpus, bags, members, merge, scores, publish. A second call finds everything done.
 
     Examples:
@@ -73,7 +48,7 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
     from boom_ray.pipeline import run as carry_out
     from boom_ray.report.tables import format_tables
 
-    result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, echo=_echo)
+    result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, replan=replan, echo=_echo)
     typer.echo("")
     typer.echo(format_tables(result.summary))
     typer.echo(f"report: {result.report}")
@@ -241,25 +216,6 @@ def score_lines(scores: ScoreTable) -> list[str]:
     return [
         f"{domain:14} {name:32} {kind:15} {metric:16} {points:6.2f}" for domain, name, kind, metric, points in shown
     ]
-
-
-def plan_lines(steps: Any) -> list[str]:
-    """One line per step: state, name, artifact, cost."""
-    lines = [f"  {'step':24} {'artifact':44} {'rows':>9} {'tokens':>11} {'steps':>7} {'MB':>9} {'device-h':>9}"]
-    for step in steps:
-        cost = step.cost
-        megabytes = cost.bytes and round(cost.bytes / 1e6, 1)
-        hours = cost.device_hours and round(cost.device_hours, 4)
-        numbers = f"{_count(cost.rows):>9} {_count(cost.tokens):>11} {_count(cost.steps):>7} "
-        numbers += f"{_count(megabytes):>9} {_count(hours):>9}"
-        state = "x" if step.done else "-"
-        lines.append(f"{state} {step.name:24} {step.key.kind + '/' + step.key.name:44} {numbers}")
-    lines.append("x done, - to do; an empty cost is known once the steps before it are done.")
-    return lines
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,}"
 
 
 def _echo(line: str) -> None:

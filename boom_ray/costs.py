@@ -12,6 +12,7 @@ from boom_ray.data.rules import dataset_rules
 from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size
 from boom_ray.ledger import Ledger
 from boom_ray.plan import MERGES, Cost, Keys
+from boom_ray.resources import Measured, Speed, fit_speed
 
 
 def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
@@ -30,11 +31,11 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
         costs["warm base"] = Cost(
             rows=recipe.base.build.warm_steps * recipe.train.batch_size, steps=recipe.base.build.warm_steps
         )
-    speed = _seconds_per_row(ledger, keys)
-    for index in range(len(keys.members)):
+    speed = measured_speed(ledger, keys, recipe)
+    for index in keys.ensemble:
         epoch = _epoch(recipe, ledger, keys, counts, index) if counts else None
         costs[f"member-{index}"] = _member_cost(recipe, epoch, tokens, corpus_rows, speed)
-    members = len(keys.members)
+    members = len(keys.ensemble)
     costs["gram"] = Cost(bytes=size and size * (members + 1))
     costs["search"] = Cost(steps=recipe.search.trials)
     for name in MERGES:
@@ -56,7 +57,7 @@ def _member_cost(
     epoch: tuple[int, int] | None,
     tokens: int | None,
     corpus_rows: int | None,
-    seconds_per_row: float | None,
+    speed: Speed | None,
 ) -> Cost:
     if epoch is None:
         return Cost(steps=recipe.train.max_steps)
@@ -68,7 +69,7 @@ def _member_cost(
         rows=rows,
         tokens=round(tokens * rows / corpus_rows) if tokens and corpus_rows else None,
         steps=steps,
-        device_hours=rows * seconds_per_row / 3600 if seconds_per_row else None,
+        device_hours=speed.seconds(rows, 1) / 3600 if speed else None,
     )
 
 
@@ -78,16 +79,40 @@ def _corpus_rows(ledger: Ledger, keys: Keys) -> int | None:
     return sum(d["rows"] for d in ledger.read_json(keys.corpus, "datasets.json"))
 
 
-def _seconds_per_row(ledger: Ledger, keys: Keys) -> float | None:
-    """Device-seconds per row, measured on the newest member or warm-up of this run directory."""
-    finished = []
-    for key in (*keys.members, keys.base):
-        if ledger.has(key):
-            meta = ledger.manifest(key)["meta"]
-            if meta.get("rows"):
-                devices = meta.get("width", 1) * (meta.get("threads", 1) if key == keys.base else 1)
-                finished.append((meta["finished"], (meta["finished"] - meta["started"]) * devices / meta["rows"]))
-    return max(finished)[1] if finished else None
+def measured_speed(ledger: Ledger, keys: Keys, recipe: Recipe) -> Speed | None:
+    """Rows per second of one worker, and what width costs, as members on this base and these tokens have shown.
+
+    Before any has been trained the warm-up of the base speaks for them, worker's share by threads. None: nothing ran.
+    """
+    members = [
+        _measured(manifest)
+        for _, manifest in ledger.manifests("members")
+        if _names(manifest["inputs"]) == {keys.base.name, keys.tokens.name} and manifest["meta"].get("measured")
+    ]
+    if members or not ledger.has(keys.base):
+        return fit_speed(members)
+    meta = ledger.manifest(keys.base)["meta"]
+    if not meta.get("measured"):
+        return None
+    alone = _seconds(meta) * meta["threads"] / recipe.resources.cpus_per_worker
+    return fit_speed([Measured(1, meta["rows"], alone)])
+
+
+def _names(inputs: Mapping[str, str]) -> set[str]:
+    """Of the artifacts that one was made of, wherever the run directory was then."""
+    return {Path(path).name for path in inputs.values()}
+
+
+def _measured(manifest: Mapping[str, Any]) -> Measured:
+    """What a finished member tells; its start-up only where it was not interrupted."""
+    meta, seconds = manifest["meta"], _seconds(manifest["meta"])
+    beside = manifest["finished"] - meta["admitted"] - seconds if "admitted" in meta else None
+    return Measured(meta["width"], meta["rows"], seconds, beside if beside is not None and beside > 0 else None)
+
+
+def _seconds(meta: Mapping[str, Any]) -> float:
+    """Of all steps, as long as they are when warm."""
+    return meta["steps"] * meta["measured"]["step_seconds"]
 
 
 def _model_bytes(recipe: Recipe, ledger: Ledger, keys: Keys) -> int | None:

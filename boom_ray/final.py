@@ -55,7 +55,7 @@ class Final:
         from boom_ray.merging import merge_on_cluster
 
         settings, keys = self._task.recipe.merge, self._task.keys
-        members = [self._ledger.path(key) for key in keys.members]
+        members = [self._ledger.path(key) for key in keys.ensemble.values()]
         grams = Grams.load(self._ledger.path(keys.grams) / "grams.npz")
         chosen = coefficients(settings.method, grams, weights, scale=scale, task_vectors=settings.task_vectors)
         key = keys.merges[name]
@@ -63,7 +63,7 @@ class Final:
         options = MergeOptions(shard_size=settings.shard_size.replace(" ", ""))
         plan = plan_coefficients(chosen, members, self._ledger.path(keys.base), scratch, options=options)
         nodes = merge_on_cluster(plan)
-        inputs = {"members": [member.identity for member in keys.members], "base": keys.base.identity}
+        inputs = {"members": [member.identity for member in keys.ensemble.values()], "base": keys.base.identity}
         with self._ledger.stage(key, inputs=inputs) as stage:
             stage.path.rmdir()
             scratch.rename(stage.path)
@@ -128,7 +128,7 @@ def mergekit_recipe(task: FinalTask, weights: Sequence[float], scale: float) -> 
     keys, settings = task.keys, task.recipe.merge
     models = [
         {"model": f"{key.kind}/{key.name}", "parameters": {"weight": float(weight)}}
-        for key, weight in zip(keys.members, weights, strict=True)
+        for key, weight in zip(keys.ensemble.values(), weights, strict=True)
     ]
     recipe: dict[str, Any] = {"merge_method": settings.method, "models": models, "dtype": "float32"}
     if settings.task_vectors or scale != 1.0:

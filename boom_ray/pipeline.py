@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boom_ray.config import Recipe
+from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
-from boom_ray.ledger import Ledger
+from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
 from boom_ray.preparation import (
     Echo,
@@ -28,10 +28,12 @@ from boom_ray.preparation import (
 )
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, with_found_miners
+from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run_keys, with_found_miners
+from boom_ray.train.records import forget, record_failure
 
 if TYPE_CHECKING:
     from boom_ray.merging import GramTask
+    from boom_ray.train.failures import Failure
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def run(
     *,
     overrides: Sequence[str] = (),
     run_dir: str | os.PathLike[str] | None = None,
+    replan: bool = False,
     echo: Echo = print,
 ) -> RunResult:
     """Carry out a recipe: corpus, bags, members, search, merge, scores, publish. A second call finds all of it done.
@@ -58,6 +61,7 @@ def run(
         recipe: a recipe or the path of one.
         overrides: ``dotted.key=value``, applied to a recipe file.
         run_dir: default ``$BOOM_RAY_HOME/NAME``, else ``runs/NAME`` (``~/boom_ray/runs/NAME`` in a Ray job).
+        replan: give members that are not finished a new width, and those that failed for good another start.
         echo: receives one line of progress at a time.
 
     Raises:
@@ -66,7 +70,9 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
     ledger = Ledger.open(resolve_run_dir(recipe, run_dir), recipe.name)
     world = look(recipe)
-    run = Run(recipe, ledger, world, derive_keys(recipe, world), echo)
+    if replan:
+        forget(ledger, derive_keys(recipe, world).members)
+    run = Run(recipe, ledger, world, run_keys(recipe, world, ledger), echo)
     todo = missing(list_steps(run.recipe, ledger, run.keys))
     if todo:
         from boom_ray.session import hardware, ray_session
@@ -77,7 +83,7 @@ def run(
         ledger.sweep()
         with ray_session():
             ledger.write_text("hardware.json", json.dumps(hardware()) + "\n")
-            _carry_out(run)
+            run = _carry_out(run)
     else:
         echo(f"{recipe.name}: nothing planned, everything is done.")
     summary, report = write_summary(ledger, run.keys, recipe)
@@ -120,8 +126,8 @@ def mine(
     return MineResult(ledger.path(run.keys.mined), counts, recipe.corpus.mine)
 
 
-def _carry_out(run: Run) -> None:
-    """The story: every stage, in order."""
+def _carry_out(run: Run) -> Run:
+    """The story: every stage, in order. Returns the run with the members that it ended with."""
     if run.recipe.base.model:
         make_start(run)  # first, so that a base that cannot be used costs no corpus
     make_corpus(run)
@@ -130,31 +136,59 @@ def _carry_out(run: Run) -> None:
     make_tokens(run)
     draw_bags(run)
     warm_base(run)
-    _members(run)
+    run = _members(run)
     _grams(run)
     _search(run)
     _final(run)
+    return run
 
 
-def _members(run: Run) -> None:
-    absent = [i for i, key in enumerate(run.keys.members) if not run.has(key)]
-    if not absent:
-        return
+def _members(run: Run) -> Run:
+    from boom_ray.train.placing import ensemble_plan, member_jobs, missing_members
+
+    todo = missing_members(run.ledger, run.keys)
+    if not todo:
+        return run
+    from boom_ray.costs import measured_speed
     from boom_ray.merging import GrowingGrams
     from boom_ray.progress import watch
     from boom_ray.session import node_resources
-    from boom_ray.train.ensemble import train_ensemble
-    from boom_ray.train.work import member_work, place_members
+    from boom_ray.train.ensemble import Room, Watcher, train_ensemble
+    from boom_ray.train.work import member_work
 
-    work = {f"member-{i}": member_work(run.recipe, run.ledger, run.keys, i) for i in absent}
-    placements, room = place_members(run.recipe, run.ledger, work, node_resources())
-    shape = ", ".join(f"{p.name} on {p.width}" for p in placements)
-    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {room.slots} worker slots")
-    watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in placements]
+    recipe, ledger = run.recipe, run.ledger
+    members = {i: member_work(recipe, ledger, run.keys, i) for i in todo}
+    rows = {i: sum(len(batch.rows) for batch in batches) for i, (_, batches) in members.items()}
+    jobs, speed = member_jobs(ledger, run.keys, rows), measured_speed(ledger, run.keys, recipe)
+    plan = ensemble_plan(recipe, jobs, node_resources(), speed)
+    work = {f"member-{i}": member for i, member in members.items()}
+    shape = ", ".join(f"{p.name} on {p.width}" for p in plan.placements)
+    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {plan.limits.slots} worker slots")
+    watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
     grams = GrowingGrams(_gram_task(run))
-    with watch(watched) as watcher:
-        train_ensemble(run.ledger, work, placements, room, watcher.tick, grams.grow)
+    with watch(watched) as shown:
+        watcher = Watcher(shown.tick, grams.grow, run.echo)
+        failed = train_ensemble(ledger, work, plan.placements, Room(plan.bundle, plan.limits.max_concurrent), watcher)
     grams.wait()
+    return _without(run, {work[name][0].key: failure for name, failure in failed.items()})
+
+
+def _without(run: Run, failed: Mapping[Key, Failure]) -> Run:
+    """The run without the members that failed for good, where the recipe says that the others are enough.
+
+    Raises:
+        BoomError: they are not; names them, and why they failed.
+    """
+    for key, failure in failed.items():
+        record_failure(run.ledger, key, failure)
+    run = dataclasses.replace(run, keys=run_keys(run.recipe, run.world, run.ledger))
+    if any(not run.has(key) for key in run.keys.ensemble.values()):
+        lines = "\n  ".join(f"{key.label}: {failure}" for key, failure in failed.items())
+        raise BoomError(
+            f"{len(failed)} of {len(run.keys.members)} members failed; the others are kept. Run again to resume, or "
+            f"set resources.min_members to go on without them.\n  {lines}"
+        )
+    return run
 
 
 def _grams(run: Run) -> None:
@@ -168,7 +202,7 @@ def _grams(run: Run) -> None:
 def _gram_task(run: Run) -> GramTask:
     from boom_ray.merging import GramTask
 
-    return GramTask(str(run.ledger.root), run.keys.members, run.keys.base, run.keys.grams)
+    return GramTask(str(run.ledger.root), tuple(run.keys.ensemble.values()), run.keys.base, run.keys.grams)
 
 
 def _search(run: Run) -> None:
@@ -212,7 +246,7 @@ def _final(run: Run) -> None:
 
 def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:
     """(weights, scale) of one of the merges in the table."""
-    ratios = [rule.ratio for rule in keys.rules]
+    ratios = keys.ratios
     if name == "ratio":
         return ratios, 1.0
     if name == "uniform":

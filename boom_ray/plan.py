@@ -38,7 +38,12 @@ class World:
 
 @dataclass(frozen=True)
 class Keys:
-    """The artifacts of a run, and the rule of each member's bag. ``mined`` is the corpus where nothing is mined."""
+    """The artifacts of a run, and the rule of each member's bag. ``mined`` is the corpus where nothing is mined.
+
+    ``members`` are all that the recipe asks for; what is merged, searched and scored leaves out the ``lost`` ones
+    (numbers of members that failed for good), so its artifacts are those of an ensemble without them. ``averages``, by
+    name, are of members' own weights: controls that are scored, never merged.
+    """
 
     corpus: Key
     mined: Key
@@ -53,12 +58,25 @@ class Keys:
     scores: Mapping[str, Key]
     published: Key
     rules: tuple[BagRule, ...]
+    averages: Mapping[str, Key]
+    lost: tuple[int, ...] = ()
+
+    @property
+    def ensemble(self) -> dict[int, Key]:
+        """The members that are merged, by their number."""
+        return {i: key for i, key in enumerate(self.members) if i not in self.lost}
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of the bags of the ensemble."""
+        return [self.rules[i].ratio for i in self.ensemble]
 
     @property
     def models(self) -> dict[str, Key]:
         """Every model that stands in the table, by name."""
-        members = {f"member-{i}": key for i, key in enumerate(self.members)}
-        return {"base": self.base, **members, **{f"merge-{name}": key for name, key in self.merges.items()}}
+        members = {f"member-{i}": key for i, key in self.ensemble.items()}
+        merges = {f"merge-{name}": key for name, key in self.merges.items()}
+        return {"base": self.base, **members, **self.averages, **merges}
 
 
 @dataclass(frozen=True)
@@ -80,8 +98,8 @@ class Step:
     cost: Cost
 
 
-def derive_keys(recipe: Recipe, world: World) -> Keys:
-    """All identities of a run, before anything has been made."""
+def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Keys:
+    """All identities of a run, before anything has been made; ``lost`` are members that it goes on without."""
 
     def key(kind: str, label: str, *inputs: Any) -> Key:
         return Key(kind, label, identity([kind, _VERSIONS.get(kind, 1), *inputs]))
@@ -93,6 +111,7 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
     corpus = key("corpus", recipe.name, corpus_settings, recipe.seed, world.sources, world.sets)
     mined = _mined_key(recipe, dump, world, corpus, key)
     base_settings = {k: dump["base"][k] for k in ("pooling", "max_tokens")}
+    base_settings |= {"append_eos": True} if recipe.base.append_eos else {}
     if recipe.base.build:
         shape = {k: dump["base"]["build"][k] for k in ("layers", "hidden", "heads", "vocab")}
         start = key("start", "built", base_settings, shape, recipe.seed, corpus.identity)
@@ -116,7 +135,8 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
         )
         for i, rule in enumerate(rules)
     )
-    ensemble = [m.identity for m in members]
+    ensemble = [m.identity for i, m in enumerate(members) if i not in lost]
+    ratios = [rule.ratio for i, rule in enumerate(rules) if i not in lost]
     merge_settings = [dump["merge"]["method"], dump["merge"]["task_vectors"], dump["merge"]["shard_size"]]
     grams = key("grams", recipe.name, ensemble, base.identity)
     search_settings = {k: v for k, v in dump["search"].items() if k != "actors"}
@@ -124,17 +144,20 @@ def derive_keys(recipe: Recipe, world: World) -> Keys:
         "search", recipe.name, search_settings, merge_settings, ensemble, recipe.seed, recipe.train.temperature
     )
     merges = {
-        "ratio": key("merges", "ratio", merge_settings, ensemble, [rule.ratio for rule in rules]),
+        "ratio": key("merges", "ratio", merge_settings, ensemble, ratios),
         "uniform": key("merges", "uniform", merge_settings, ensemble),
         "searched": key("merges", "searched", merge_settings, search.identity),
     }
-    models = {"base": base, **{f"member-{i}": m for i, m in enumerate(members)}}
-    models = {**(models if recipe.evaluate.members else {"base": base}), **{f"merge-{n}": k for n, k in merges.items()}}
+    landing = {f"member-{i}": m for i, m in enumerate(members) if i not in lost}
+    averages = {k.label: k for m in landing.values() for k in average_keys(m, recipe.train.averages).values()}
+    models = {"base": base, **(landing | averages if recipe.evaluate.members else {})}
+    models |= {f"merge-{name}": merge for name, merge in merges.items()}
     score_settings = [recipe.evaluate.cap, world.sets, mined.identity, dev_settings]
     scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
     chosen = merges[recipe.merge.weights]
     published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])
-    return Keys(corpus, mined, start, tokens, bags, base, members, grams, search, merges, scores, published, rules)
+    made = (corpus, mined, start, tokens, bags, base, members, grams, search)
+    return Keys(*made, merges, scores, published, rules, averages, lost)
 
 
 def _mined_key(recipe: Recipe, dump: dict[str, Any], world: World, corpus: Key, key: Callable[..., Key]) -> Key:
@@ -152,7 +175,8 @@ def _base_key(
     if not (recipe.base.build and recipe.base.build.warm_steps):
         return start
     warm = [dump["base"]["build"]["warm_steps"], dump["base"]["build"]["learning_rate"]]
-    return key("base", "warm", warm, dump["train"], start.identity, tokens.identity, dev, recipe.seed)
+    train = {name: value for name, value in dump["train"].items() if name != "averages"}  # those are of members
+    return key("base", "warm", warm, train, start.identity, tokens.identity, dev, recipe.seed)
 
 
 def member_seed(recipe: Recipe, member: int) -> int:
@@ -179,7 +203,7 @@ def steps(keys: Keys, has: Callable[[Key], bool], costs: Mapping[str, Cost]) -> 
     ]
     if keys.base != keys.start:
         named.append(("warm base", keys.base))
-    named += [(f"member-{i}", key) for i, key in enumerate(keys.members)]
+    named += [(f"member-{i}", key) for i, key in keys.ensemble.items()]
     named += [("gram", keys.grams), ("search", keys.search)]
     named += [(f"merge-{name}", key) for name, key in keys.merges.items()]
     named += [(f"score {name}", key) for name, key in keys.scores.items()]

@@ -1,25 +1,25 @@
-"""Who trains where and when: widths, order and makespan of an ensemble. Pure arithmetic, no Ray.
+"""What a cluster has and what members take of it: workers that fit on nodes, speed by width. Pure arithmetic, no Ray.
 
-Members are moldable jobs: a wider one ends sooner but wastes a little on communication. Widths and order are chosen to
-end the whole ensemble soonest: every duration that some member could have at some width is tried as everyone's target,
-then a row of deadlines for the whole, packing the members longest first.
+:mod:`boom_ray.placement` makes plans of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, median
 
 from boom_ray.config import BoomError
 
-_DEADLINES = 100  # ends of the whole ensemble that are tried between the lower bound and the best plan so far
-_EFFICIENCY = 0.92  # what each doubling of the width keeps of the ideal speed
+_EFFICIENCY = 0.92  # what each doubling of the width keeps of the ideal speed, until this cluster has been measured
+_EFFICIENCIES = (0.55, 1.0)  # what a measurement is believed: a wider member is faster, but never more efficient
 
 
 @dataclass(frozen=True)
 class Job:
-    """A member to place: ``work`` in device-seconds (or any unit of work), ``width`` when it is frozen already."""
+    """A member to place: ``work`` in rows (or what its speed is told in), ``width`` if it is frozen already."""
 
     name: str
     work: float
@@ -54,18 +54,24 @@ def bundle(totals: Mapping[str, float], cpus_per_worker: int, gpus_per_worker: f
     return Bundle(cpus_per_worker, gpus)
 
 
-def slots(nodes: Sequence[Mapping[str, float]], needed: Bundle) -> int:
-    """Workers that fit on the nodes at once.
-
-    Raises:
-        BoomError: not even one fits.
-    """
+def fitting(nodes: Sequence[Mapping[str, float]], needed: Bundle) -> int:
+    """Workers that fit on the nodes at once; a worker does not span nodes, a member may."""
     count = 0
     for node in nodes:
         fits = math.floor(node.get("CPU", 0) / needed.cpus)
         if needed.gpus:
             fits = min(fits, math.floor(node.get("GPU", 0) / needed.gpus))
         count += fits
+    return count
+
+
+def slots(nodes: Sequence[Mapping[str, float]], needed: Bundle) -> int:
+    """Workers that fit on the nodes at once, of which there must be one.
+
+    Raises:
+        BoomError: not even one worker fits.
+    """
+    count = fitting(nodes, needed)
     if count < 1:
         raise BoomError(
             f"no node has room for one worker of {needed.cpus} CPUs and {needed.gpus:g} GPUs. "
@@ -74,83 +80,84 @@ def slots(nodes: Sequence[Mapping[str, float]], needed: Bundle) -> int:
     return count
 
 
-def speed(width: int) -> float:
-    """Relative speed of ``width`` workers."""
-    return width * _EFFICIENCY ** math.log2(width)
+def described_nodes(text: str, needed: Bundle) -> list[dict[str, float]]:
+    """The nodes of a cluster that is only described: ``4x8`` or ``4x8xH100`` (nodes x devices), ``8`` or ``8xH100``.
 
-
-def place(jobs: Sequence[Job], slots: int, max_width: int, max_concurrent: int | None = None) -> list[Placement]:
-    """Widths, order and times that end all jobs soonest, at most ``max_concurrent`` at once; in order of start.
+    A device is what one worker computes on: a GPU, or a CPU core where workers take no GPU. CPUs never run short.
 
     Raises:
-        BoomError: a frozen width that the cluster cannot hold; it would wait for ever.
+        BoomError: it cannot be read.
     """
-    for job in jobs:
-        if job.width is not None and job.width > slots:
-            raise BoomError(
-                f"{job.name} was started with {job.width} workers, but only {slots} fit now. Use a cluster of the "
-                f"same size, or delete placement/ in the run directory to plan it anew."
-            )
-    widest = min(max_width, slots)
-    room = (slots, min(max_concurrent or len(jobs), len(jobs)))
-    targets = sorted({job.work / speed(w) for job in jobs for w in range(1, widest + 1)})
-    plans = [_pack(jobs, [_width(job, target, widest) for job in jobs], room) for target in targets]
-    high = min((makespan(plan) for plan in plans), default=0.0)
-    low = sum(job.work for job in jobs) / slots
-    plans += [_pack_until(jobs, low + (high - low) * step / _DEADLINES, room, widest) for step in range(_DEADLINES)]
-    return min(plans, key=lambda plan: (makespan(plan), sum(p.width for p in plan)), default=[])
+    found = re.fullmatch(r"(?:(\d+)x)?(\d+)(?:x([A-Za-z][\w.-]*))?", text.strip())
+    if not found or min(int(found[1] or 1), int(found[2])) < 1:
+        raise BoomError(
+            f"--cluster {text!r} is no cluster: give NODESxDEVICES, as in 4x8 or 4x8xH100, devices alone, as in 8 or "
+            f"8xH100, or auto for the Ray cluster that is running."
+        )
+    devices = int(found[2])
+    cpus = devices / needed.gpus * needed.cpus if needed.gpus else devices
+    node = {"CPU": float(cpus), **({"GPU": float(devices)} if needed.gpus else {})}
+    return [dict(node) for _ in range(int(found[1] or 1))]
 
 
-def makespan(placements: Sequence[Placement]) -> float:
-    return max((p.end for p in placements), default=0.0)
+@dataclass(frozen=True)
+class Speed:
+    """How long a member takes: ``rate`` is the work per second of one worker, each doubling of the width keeps
+    ``efficiency`` of the ideal, and ``startup`` seconds pass beside the steps (workers starting, the member written).
+    """
+
+    rate: float = 1.0
+    efficiency: float = _EFFICIENCY
+    startup: float = 0.0
+
+    def of(self, width: int) -> float:
+        """Speed of ``width`` workers relative to one."""
+        return width * self.efficiency ** math.log2(width)
+
+    def seconds(self, work: float, width: int) -> float:
+        return self.startup + work / (self.rate * self.of(width))
 
 
-def _width(job: Job, target: float, widest: int) -> int:
-    """The smallest width that reaches the target, else the widest."""
-    if job.width is not None:
-        return job.width
-    return next((w for w in range(1, widest + 1) if job.work / speed(w) <= target * (1 + 1e-9)), widest)
+@dataclass(frozen=True)
+class Measured:
+    """A member that was trained: workers, rows, seconds of its steps, seconds beside them (None: not known)."""
+
+    width: int
+    rows: float
+    seconds: float
+    startup: float | None = None
 
 
-class _Calendar:
-    """When slots, and places for one more member at once, are free."""
+def fit_speed(measured: Sequence[Measured]) -> Speed | None:
+    """The speed that members have shown: least squares of ``log(rows/s per worker)`` over ``log2(width)``.
 
-    def __init__(self, room: tuple[int, int]) -> None:
-        self._slots = [0.0] * room[0]
-        self._places = [0.0] * room[1]
-
-    def start(self, width: int) -> float:
-        """The soonest that ``width`` slots and a place are free."""
-        return max(sorted(self._slots)[width - 1], min(self._places))
-
-    def book(self, job: Job, width: int) -> Placement:
-        start = self.start(width)
-        end = start + job.work / speed(width)
-        self._slots.sort()
-        self._slots[:width] = [end] * width
-        self._places.sort()
-        self._places[0] = end
-        return Placement(job.name, width, start, end)
+    Where all had the same width, the efficiency is the assumed one. None where nothing was measured.
+    """
+    if not measured:
+        return None
+    points = [(math.log2(m.width), math.log(m.rows / m.seconds / m.width)) for m in measured]
+    middle, level = fmean(x for x, _ in points), fmean(y for _, y in points)
+    spread = sum((x - middle) ** 2 for x, _ in points)
+    slope = math.log(_EFFICIENCY)
+    if spread:
+        slope = sum((x - middle) * (y - level) for x, y in points) / spread
+    efficiency = min(max(math.exp(slope), _EFFICIENCIES[0]), _EFFICIENCIES[1])
+    known = [m.startup for m in measured if m.startup is not None]
+    return Speed(math.exp(level - middle * math.log(efficiency)), efficiency, median(known) if known else 0.0)
 
 
-def _pack(jobs: Sequence[Job], widths: Sequence[int], room: tuple[int, int]) -> list[Placement]:
-    """List scheduling of jobs with given widths, longest duration first."""
-    calendar = _Calendar(room)
-    pairs = sorted(zip(jobs, widths, strict=True), key=lambda pair: (-pair[0].work / speed(pair[1]), pair[0].name))
-    return _in_order(calendar.book(job, width) for job, width in pairs)
+@dataclass(frozen=True)
+class Limits:
+    """What a plan must keep to: workers at once, workers of one member, members at once (default: as many as fit)."""
 
+    slots: int
+    max_width: int
+    max_concurrent: int | None = None
 
-def _pack_until(jobs: Sequence[Job], deadline: float, room: tuple[int, int], widest: int) -> list[Placement]:
-    """List scheduling, most work first: each job takes the least width that ends it by the deadline, else soonest."""
-    calendar = _Calendar(room)
+    @property
+    def widest(self) -> int:
+        return min(self.max_width, self.slots)
 
-    def choose(job: Job) -> int:
-        widths = [job.width] if job.width is not None else list(range(1, widest + 1))
-        ends = [(calendar.start(width) + job.work / speed(width), width) for width in widths]
-        return next((width for end, width in ends if end <= deadline * (1 + 1e-9)), min(ends)[1])
-
-    return _in_order(calendar.book(job, choose(job)) for job in sorted(jobs, key=lambda job: (-job.work, job.name)))
-
-
-def _in_order(placed: Iterable[Placement]) -> list[Placement]:
-    return sorted(placed, key=lambda p: (p.start, p.name))
+    def places(self, jobs: int) -> int:
+        """Members at once, of so many."""
+        return min(self.max_concurrent or jobs, jobs)

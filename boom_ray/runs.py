@@ -20,6 +20,7 @@ from boom_ray.ledger import Ledger, file_sha256, identity
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
 from boom_ray.report.summary import write_summary
+from boom_ray.train.records import lost_members
 
 
 def plan(
@@ -29,10 +30,34 @@ def plan(
     run_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[Recipe, list[Step]]:
     """The steps that :func:`run` would take, without touching anything."""
+    recipe, ledger, keys = look_at(recipe, overrides=overrides, run_dir=run_dir)
+    return recipe, list_steps(recipe, ledger, keys)
+
+
+def look_at(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    replan: bool = False,
+) -> tuple[Recipe, Ledger, Keys]:
+    """A recipe's run as it stands, without touching anything: there may be none yet.
+
+    Args:
+        replan: count the members that have failed for good as members that are missing.
+    """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
     directory = resolve_run_dir(recipe, run_dir)
     ledger = Ledger.open(directory, recipe.name) if directory.exists() else Ledger(directory)
-    return recipe, list_steps(recipe, ledger, derive_keys(recipe, look(recipe)))
+    world = look(recipe)
+    return recipe, ledger, derive_keys(recipe, world) if replan else run_keys(recipe, world, ledger)
+
+
+def run_keys(recipe: Recipe, world: World, ledger: Ledger) -> Keys:
+    """The artifacts of a run, which goes on without the members that have failed for good if the recipe lets it."""
+    keys = derive_keys(recipe, world)
+    lost = lost_members(recipe, ledger, keys.members)
+    return derive_keys(recipe, world, lost) if lost else keys
 
 
 def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Path]:
@@ -91,8 +116,7 @@ def open_run(where: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Ledger
     """
     if where.is_dir():
         return _known_run(where, overrides)
-    recipe = load_recipe(where, overrides)
-    return recipe, Ledger(resolve_run_dir(recipe, None)), derive_keys(recipe, look(recipe))
+    return look_at(where, overrides=overrides)
 
 
 def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
@@ -103,7 +127,8 @@ def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Ke
     raw = json.loads((root / "world.json").read_text())
     datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
     world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets, tuple(raw.get("miners", ())))
-    return recipe, Ledger(root), derive_keys(recipe, world)
+    ledger = Ledger(root)
+    return recipe, ledger, run_keys(recipe, world, ledger)
 
 
 def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:

@@ -58,6 +58,25 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def running_nodes() -> list[Mapping[str, float]]:
+    """:func:`node_resources` of the cluster that ``RAY_ADDRESS`` names or that runs here; starts none.
+
+    Raises:
+        BoomError: there is none.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise BoomError(f"no Ray cluster answers ({error}). Describe one instead, as in --cluster 4x8.") from None
+    try:
+        return node_resources()
+    finally:
+        ray.shutdown()
+
+
 def largest_node() -> int:
     """CPUs of the node that has the most: what one process can have to itself."""
     return max(int(node.get("CPU", 0)) for node in node_resources())

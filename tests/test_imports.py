@@ -21,6 +21,7 @@ ORDER = [
     ("config",),
     ("catalogue",),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
+    ("placement",),
     ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),
@@ -34,7 +35,7 @@ ORDER = [
     ("preparation",),
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
-    ("cli_bench", "cli_corpus"),
+    ("cli_bench", "cli_corpus", "cli_plan"),
     ("cli",),
     ("__main__",),
 ]
@@ -48,7 +49,7 @@ ONLY = {
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_bench", "cli_corpus"},
+    "typer": {"cli", "cli_bench", "cli_corpus", "cli_plan"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")
@@ -148,6 +149,7 @@ def _loaded(*modules: str) -> set[str]:
 
 def test_light_modules_load_nothing_heavy():
     light = ("boom_ray", "boom_ray.cli", "boom_ray.config", "boom_ray.ledger", "boom_ray.plan", "boom_ray.resources")
+    light += ("boom_ray.placement", "boom_ray.train.placing", "boom_ray.report.gantt")
     assert not _loaded(*light, "boom_ray.costs", "boom_ray.pipeline") & set(HEAVY)
 
 

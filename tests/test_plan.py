@@ -39,9 +39,7 @@ IMPORTED = {**RAW, "base": {"model": "x"}}
 
 def _named(keys: Keys) -> dict[str, Key]:
     """Every artifact of a run by a name of its own."""
-    single = {
-        f.name: getattr(keys, f.name) for f in fields(keys) if f.name not in ("members", "merges", "scores", "rules")
-    }
+    single = {f.name: value for f in fields(keys) if isinstance(value := getattr(keys, f.name), Key)}
     if keys.mined == keys.corpus:  # nothing is mined
         del single["mined"]
     merges = {f"merge-{name}": key for name, key in keys.merges.items()}

@@ -132,14 +132,15 @@ def main(job: Mapping[str, Any]) -> None:
 
         train_plain(task, list(batches))
     else:
-        from boom_ray.session import node_resources, ray_session
-        from boom_ray.train.ensemble import train_ensemble
-        from boom_ray.train.work import place_members
+        from boom_ray.resources import Bundle, Placement
+        from boom_ray.session import ray_session
+        from boom_ray.train.ensemble import Room, train_ensemble
 
         with ray_session():
-            work = {task.name: (task, batches)}
-            placements, room = place_members(recipe, ledger, work, node_resources())
-            train_ensemble(ledger, work, placements, room, lambda: None)
+            room = Room(Bundle(recipe.resources.cpus_per_worker, 0.0))
+            failed = train_ensemble(ledger, {task.name: (task, batches)}, [Placement(task.name, 1, 0.0, 1.0)], room)
+        if failed:
+            raise BoomError(f"the member of Ray failed: {failed[task.name]}")
     Path(job["out"]).write_bytes(task.log_file.read_bytes())
 
 

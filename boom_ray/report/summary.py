@@ -13,6 +13,7 @@ from boom_ray.config import Recipe
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
 from boom_ray.report.page import write_page
+from boom_ray.train.records import final_failure
 
 _PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
 
@@ -42,6 +43,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "hardware": _hardware(ledger),
         "corpus": _corpus(ledger, keys),
         "members": members,
+        "lost": [_lost(ledger, keys, i) for i in keys.lost],
         "sets": _sets(ledger, keys),
         "models": _models(ledger, keys),
         "cosine": _cosine(ledger, keys),
@@ -64,8 +66,15 @@ def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
         "per_dataset": meta["per_dataset"],
         "device_seconds": seconds,
         **{name: meta[name] for name in kept},
-        **{name: meta.get(name) for name in ("bag", "accounts", "order")},
+        **{name: meta.get(name) for name in ("bag", "accounts", "order", "measured", "datasets")},
     }
+
+
+def _lost(ledger: Ledger, keys: Keys, index: int) -> dict[str, Any]:
+    """A member that the run went on without."""
+    failure = final_failure(ledger, keys.members[index])
+    reason = str(failure) if failure else "no record of its failure is left"
+    return {"name": f"member-{index}", "bag": keys.rules[index].label, "reason": reason}
 
 
 def _corpus(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
@@ -102,7 +111,7 @@ def _models(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
         found.append(
             {
                 "name": name,
-                "kind": name.split("-")[0],
+                "kind": "average" if name in keys.averages else name.split("-")[0],
                 "weights": _normalised(merge.get("weights")),
                 "scale": merge.get("scale"),
                 "scores": meta["scores"],
@@ -127,7 +136,7 @@ def _cosine(ledger: Ledger, keys: Keys) -> dict[str, Any]:
     from boom_ray.merge.gram import Grams
 
     matrix = Grams.load(ledger.path(keys.grams) / "grams.npz").cosine()
-    names = [f"member-{i}" for i in range(len(keys.members))]
+    names = [f"member-{i}" for i in keys.ensemble]
     return {"names": names, "matrix": [[float(x) for x in row] for row in matrix]}
 
 

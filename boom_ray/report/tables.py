@@ -122,6 +122,7 @@ def verdict(summary: Summary) -> list[str]:
     rows = score_table(summary)
     lines = [_best_sentence(rows, domain, summary) for domain in DOMAINS if sets_of(summary, domain)]
     lines += [_members_sentence(rows), _merge_sentence(rows, summary.get("chosen"))]
+    lines += [_lost_sentence(lost, len(summary["members"])) for lost in summary.get("lost") or []]
     if any(row.id_mean is not None or row.ood_mean is not None for row in rows):
         lines.append("Differences are of means over the sets, from one run and without confidence intervals.")
     return [line for line in lines if line]
@@ -159,6 +160,11 @@ def _merge_sentence(rows: Sequence[ScoreRow], chosen: str | None) -> str:
     if not parts:
         return f"Whether {row.model} is at least the members' mean is unknown: scores are missing."
     return f"{row.model} against the members' mean: {', '.join(parts)}."
+
+
+def _lost_sentence(lost: Mapping[str, Any], others: int) -> str:
+    reason = str(lost["reason"]).rstrip(".")
+    return f"{lost['name']} ({lost['bag']}) is missing: it failed for good ({reason}). The other {others} were merged."
 
 
 def finished_trials(search: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class MergeSpec:
 
 def merge_spec(ledger: Ledger, keys: Keys, recipe: Recipe) -> MergeSpec:
     return MergeSpec(
-        members=tuple(ledger.path(key).resolve() for key in keys.members),
+        members=tuple(ledger.path(key).resolve() for key in keys.ensemble.values()),
         base=ledger.path(keys.base).resolve(),
         grams=(ledger.path(keys.grams) / "grams.npz").resolve(),
         method=recipe.merge.method,

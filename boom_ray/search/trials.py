@@ -87,7 +87,7 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
         BoomError: every trial failed.
     """
     settings = recipe.search
-    members = len(keys.members)
+    members = len(keys.ensemble)
     spec = TrialSpec(
         merge=merge_spec(ledger, keys, recipe),
         tokens=ledger.path(keys.tokens).resolve(),
@@ -124,10 +124,10 @@ def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dic
 
 def _baselines(recipe: Recipe, keys: Keys) -> list[dict[str, float]]:
     """The closed-form merges first: the search can then only find something better on its half."""
-    ratios = [rule.ratio for rule in keys.rules]
+    ratios = keys.ratios
     low, high = recipe.search.scale
     scale = min(max(1.0, low), high)
-    points = [list(ratios), [1.0] * len(ratios)]
+    points = [ratios, [1.0] * len(ratios)]
     return [{**{f"weight_{i}": w for i, w in enumerate(point)}, "scale": scale} for point in points]
 
 

@@ -1,127 +1,230 @@
 """The ensemble: one Ray Train run per member, as many at once as there is room for.
 
-:func:`boom_ray.resources.place` says in which order and how wide; a member starts as soon as its workers fit, so a
-freed bundle is taken at once and no two gangs wait for each other's halves.
+:func:`boom_ray.placement.place` says in which order and how wide. A member starts as soon as its workers fit beside
+those that run: Ray places a gang whole or not at all, and no gang is asked for that does not fit, so a freed bundle is
+taken at once and no two gangs wait for each other's halves. What failed is started again from its newest checkpoint,
+as :mod:`boom_ray.train.failures` says; Ray Train's own retries are off, because they know no checkpoint of ours.
 """
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError, RayTaskError
+from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError
 
 from boom_ray.config import BoomError
 from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch
 from boom_ray.ledger import Ledger
-from boom_ray.resources import Bundle, Placement
+from boom_ray.progress import read_state
+from boom_ray.resources import Bundle, Placement, fitting
+from boom_ray.session import node_resources
+from boom_ray.train import checkpoint, records
+from boom_ray.train.failures import Failure, Kind, again
 from boom_ray.train.member import MemberTask
 from boom_ray.train.worker import train_member
+
+_LOOK = 1.0  # seconds between two looks at members and nodes
+_PATIENCE = 600.0  # seconds that members wait for lost nodes to come back while nothing else runs
+_STARTS = 3  # times that Ray may fail to bring up one gang before that counts as a failure of the member
+_REASON = 300  # characters of Ray's words that are kept
+
+Work = Mapping[str, tuple[MemberTask, Sequence[Batch]]]
 
 
 @dataclass(frozen=True)
 class Room:
-    """What the ensemble may take: workers at once, what each takes, members at once."""
+    """What the ensemble may take: what each worker takes, members at once."""
 
-    slots: int
     bundle: Bundle
     max_concurrent: int | None = None
 
 
-def frozen_width(ledger: Ledger, task: MemberTask) -> tuple[int, int] | None:
-    """(width, threads) that a member was started with, if it ever was."""
-    file = ledger.root / "placement" / f"{task.key.name}.json"
-    if not file.is_file():
-        return None
-    placement = json.loads(file.read_text())
-    return placement["width"], placement["threads"]
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told: ``tick`` about once a second, ``landed`` after each member that is committed, ``say`` a line."""
+
+    tick: Callable[[], None] = lambda: None
+    landed: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda line: None
+
+
+def next_to_start(
+    waiting: Sequence[Placement], running: Sequence[Placement], slots: int, most: int | None
+) -> Placement | None:
+    """The member that starts now, if one does: the first in the plan's order, once it fits.
+
+    No narrow one overtakes, else a wide one might wait for ever; only one wider than the whole cluster, which has lost
+    a node, lets the others pass.
+    """
+    first = next((p for p in waiting if p.width <= slots), None)
+    free = slots - sum(p.width for p in running)
+    return first if first and first.width <= free and len(running) < (most or len(waiting) + len(running)) else None
 
 
 def train_ensemble(
-    ledger: Ledger,
-    work: Mapping[str, tuple[MemberTask, Sequence[Batch]]],
-    placements: Sequence[Placement],
-    room: Room,
-    tick: Callable[[], None],
-    landed: Callable[[], None] = lambda: None,
-) -> None:
+    ledger: Ledger, work: Work, placements: Sequence[Placement], room: Room, watcher: Watcher = Watcher()
+) -> dict[str, Failure]:
     """Train every member of ``work`` (its task and its global batches); returns when all have ended.
 
-    ``tick`` is called about once a second, to show progress, and ``landed`` after each member that is committed.
+    Returns: the members that failed for good, by name; the others are in the ledger.
 
     Raises:
-        BoomError: names the members that failed; the others are trained and kept.
+        BoomError: the cluster has lost nodes, and what is left has no room for the members that wait.
     """
-    failures: dict[str, BaseException] = {}
-    waiting = list(placements)
-    running: dict[Future[None], Placement] = {}
-    pool = ThreadPoolExecutor(max_workers=len(waiting) or 1, thread_name_prefix="member")
+    ensemble = _Ensemble(ledger, work, placements, room, watcher)
     try:
-        while waiting or running:
-            free = room.slots - sum(p.width for p in running.values())
-            while waiting and waiting[0].width <= free and len(running) < (room.max_concurrent or len(placements)):
-                placement = waiting.pop(0)
-                future = pool.submit(_train_one, ledger, *work[placement.name], placement.width, room.bundle)
-                running[future] = placement
-                free -= placement.width
-            done, _ = wait(running, timeout=1.0, return_when=FIRST_COMPLETED)
-            tick()
-            for future in done:
-                name = running.pop(future).name
-                if error := future.exception():
-                    failures[name] = error
-                else:
-                    landed()
+        while ensemble.waiting or ensemble.running:
+            ensemble.start()
+            done = ensemble.wait()
+            watcher.tick()
+            ensemble.take(done)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after an interrupt nobody waits for a fit() that goes on
-    if failures:
-        lines = "\n  ".join(f"{name}: {_root_cause(error)}" for name, error in sorted(failures.items()))
-        raise BoomError(
-            f"{len(failures)} of {len(work)} members failed; the others are kept. Run again to resume.\n  {lines}"
-        )
+        ensemble.close()
+    return ensemble.final
+
+
+class _Ensemble:
+    """Members that wait, run and have failed; each runs in a thread of its own, which waits for its ``fit()``."""
+
+    def __init__(
+        self, ledger: Ledger, work: Work, placements: Sequence[Placement], room: Room, watcher: Watcher
+    ) -> None:
+        self._ledger, self._work, self._room, self._watcher = ledger, work, room, watcher
+        self._pool = ThreadPoolExecutor(max_workers=len(placements) or 1, thread_name_prefix="member")
+        self._busy = time.monotonic()
+        self._failures: dict[str, list[Failure]] = {p.name: [] for p in placements}
+        self.waiting = list(placements)
+        self.running: dict[Future[None], Placement] = {}
+        self.final: dict[str, Failure] = {}
+
+    def start(self) -> None:
+        """Start what fits now.
+
+        Raises:
+            BoomError: nothing has run for a long while, because nothing fits.
+        """
+        here = fitting(node_resources(), self._room.bundle) if self.waiting else 0
+        while placement := next_to_start(self.waiting, list(self.running.values()), here, self._room.max_concurrent):
+            self.waiting.remove(placement)
+            task, batches = self._work[placement.name]
+            future = self._pool.submit(_train_one, self._ledger, task, batches, placement.width, self._room.bundle)
+            self.running[future] = placement
+        if self.running:
+            self._busy = time.monotonic()
+        elif time.monotonic() - self._busy > _PATIENCE:
+            raise _no_room(self.waiting, here)
+
+    def wait(self) -> set[Future[None]]:
+        """Those that have ended, after a moment."""
+        if not self.running:
+            time.sleep(_LOOK)
+            return set()
+        return wait(self.running, timeout=_LOOK, return_when=FIRST_COMPLETED).done
+
+    def take(self, done: Iterable[Future[None]]) -> None:
+        """Note who has landed and who has failed; what is worth it waits for its next start at once."""
+        for future in done:
+            placement = self.running.pop(future)
+            name, error = placement.name, future.exception()
+            if error is None:
+                self._watcher.landed()
+                continue
+            failure = _failure(error, *self._work[name])
+            self._failures[name].append(failure)
+            if again(self._failures[name]):
+                self.waiting.insert(0, placement)  # its workers have just been freed
+                self._watcher.say(f"  {name}, {failure}. It goes on from its last checkpoint.")
+            else:
+                self.final[name] = failure
+                self._watcher.say(f"  {name} has failed for good: {failure}")
+
+    def close(self) -> None:
+        """After an interrupt nobody waits for a ``fit()`` that goes on."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _no_room(waiting: Sequence[Placement], here: int) -> BoomError:
+    wide = ", ".join(f"{p.name} on {p.width}" for p in waiting)
+    return BoomError(
+        f"nodes were lost and did not come back in {_PATIENCE / 60:.0f} minutes: {here} workers fit now, but {wide} "
+        f"wait. Run again on a larger cluster, or with --replan, which gives them another width."
+    )
 
 
 _START = threading.Lock()
 
 
 def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width: int, bundle: Bundle) -> None:
-    frozen = frozen_width(ledger, task)
-    if frozen is None:
-        content = json.dumps({"width": width, "threads": task.threads})
-        ledger.write_text(f"placement/{task.key.name}.json", content + "\n")
-    else:
-        width, threads = frozen
-        task = replace(task, threads=threads)
+    """One start of a member, from its newest checkpoint on."""
+    admitted = time.time()
+    chosen = records.frozen(ledger, task.key)
+    if chosen is None:
+        chosen = records.Frozen(width, task.threads)
+        records.freeze(ledger, task.key, chosen)
+    found = checkpoint.newest(task)
+    start = found.step if found else 0
+    task = replace(task, threads=chosen.threads, start=start, meta={**task.meta, "admitted": admitted})
     with _START:  # building datasets touches the driver's global Ray Data context
         trainer = TorchTrainer(
             train_member,
             train_loop_config={"task": task},
             torch_config=TorchConfig(backend="nccl" if bundle.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=width, use_gpu=bundle.gpus > 0, resources_per_worker=bundle.per_worker
+                num_workers=chosen.width, use_gpu=bundle.gpus > 0, resources_per_worker=bundle.per_worker
             ),
             run_config=RunConfig(
                 name=task.key.name,
                 storage_path=str(ledger.scratch("ray_train").resolve()),
-                failure_config=FailureConfig(max_failures=1),
+                failure_config=FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=_STARTS
+                ),
             ),
-            datasets=rank_datasets(batches, width),
+            datasets=rank_datasets(batches, chosen.width, start),
             dataset_config=rank_data_config(),
         )
     trainer.fit()
     if not ledger.has(task.key):
-        raise BoomError("training ended without a committed member")
+        raise BoomError(f"{task.name}: training ended without a committed member.")
 
 
-def _root_cause(error: BaseException) -> str:
-    """The worker's own words out of Ray Train's nested errors."""
-    failures = getattr(error, "worker_failures", None)
-    inner = next(iter(failures.values()), error) if failures else error
-    cause = getattr(inner, "cause", None) or inner
-    text = str(cause).strip().splitlines()
-    return text[-1] if text else type(cause).__name__
+def _failure(error: BaseException, task: MemberTask, batches: Sequence[Batch]) -> Failure:
+    """What became of a member, in the words of the worker that failed first, not in Ray's wrapping."""
+    kind, reason = cause(error)
+    reason = reason.removeprefix(f"{task.name}, ")
+    step = read_state(task, "").step
+    return Failure(kind, reason, step, batches[step].dataset if step < len(batches) else None)
+
+
+def cause(error: BaseException) -> tuple[Kind, str]:
+    """(kind, reason) of what :meth:`TorchTrainer.fit` raised.
+
+    Of several workers' errors the one that explains the others counts: a mistake is found by all ranks alike, and where
+    one worker is lost the others fail because of it.
+    """
+    if isinstance(error, PreemptionError):
+        return "machine", "its node is taken back (preemption)"
+    inner = getattr(error, "controller_failure", error)
+    found = [_one_cause(e, f"worker {rank}") for rank, e in (getattr(inner, "worker_failures", None) or {}).items()]
+    found = found or [_one_cause(inner, "its controller")]
+    order: dict[Kind, int] = {"mistake": 0, "machine": 1, "fault": 2}
+    return min(found, key=lambda told: order[told[0]])
+
+
+def _one_cause(error: BaseException, who: str) -> tuple[Kind, str]:
+    error = getattr(error, "health_check_failure", error)
+    if isinstance(error, RayTaskError):
+        error = error.cause or error
+    if isinstance(error, BoomError):
+        return "mistake", str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    if isinstance(error, RayError | RayTrainError) and not isinstance(error, RayTaskError):
+        return "machine", f"{who} was lost ({lines[-1][:_REASON]})"
+    return "fault", f"{type(error).__name__}: {lines[0][:_REASON]}"

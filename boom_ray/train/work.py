@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed, training_rows
 from boom_ray.data.schedule import Batch, whole_run
 from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys, member_seed
-from boom_ray.resources import Job, Placement, bundle, place, slots
-from boom_ray.train.ensemble import Room, frozen_width
 from boom_ray.train.member import MemberTask
 from boom_ray.train.rows import accounts, member_plan, read_draw, read_rows, schedule
 
@@ -56,8 +52,9 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
     assert build is not None  # only a built base is warmed up
     everything = training_rows(read_rows(ledger, keys), read_draw(ledger, keys))
     settings = {"max_steps": build.warm_steps, "learning_rate": build.learning_rate, "schedule": "batch_shuffle"}
-    # a few steps of every dataset, whatever the members' schedule; averages are of members
-    train = recipe.train.model_copy(update={**settings, "averages": None})
+    # a few steps of every dataset and all weights, however members train; averages are of members
+    whole = {"lora": None, "precision": "float32", "accumulation": 1, "averages": None}
+    train = recipe.train.model_copy(update={**settings, **whole})
     seed = derive_seed(recipe.seed, "warm")
     plan = whole_run(everything, schedule(train, ledger, keys), seed, _ENDLESS, build.warm_steps)
     task = MemberTask(
@@ -74,20 +71,3 @@ def warm_work(recipe: Recipe, ledger: Ledger, keys: Keys, threads: int) -> Work:
         checkpoints=recipe.checkpoints,
     )
     return task, plan.batches
-
-
-def place_members(
-    recipe: Recipe, ledger: Ledger, work: Mapping[str, Work], nodes: Sequence[Mapping[str, float]]
-) -> tuple[list[Placement], Room]:
-    """Widths and order of the members still to train; a width that the ledger froze stays."""
-    totals = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    needed = bundle(totals, recipe.resources.cpus_per_worker, recipe.resources.gpus_per_worker)
-    available = slots(nodes, needed)
-    jobs = []
-    for name, (task, batches) in work.items():
-        frozen = frozen_width(ledger, task)
-        rows = float(sum(len(b.rows) for b in batches))
-        jobs.append(Job(name, max(rows, 1.0), frozen[0] if frozen else None))
-    widest = min(recipe.resources.max_width, recipe.train.batch_size)
-    most = recipe.resources.max_concurrent
-    return place(jobs, available, widest, most), Room(available, needed, most)

@@ -14,7 +14,7 @@ from boom_ray.data.rules import dataset_rules
 from boom_ray.data.schedule import Schedule, whole_run
 from boom_ray.data.tokens import TokenStore
 from boom_ray.ledger import Key, Ledger
-from boom_ray.resources import Placement, bundle, slots
+from boom_ray.resources import Bundle, Placement
 from boom_ray.train.member import MemberTask
 
 TRAIN = Train(batch_size=14, learning_rate=1e-3, hard_negatives=1, chunk_tokens=256, schedule="two_stage")
@@ -22,7 +22,7 @@ TRAIN = Train(batch_size=14, learning_rate=1e-3, hard_negatives=1, chunk_tokens=
 
 @pytest.mark.slow
 def test_one_and_two_workers_log_the_same_digest_for_every_step(small_base, small_tokens, tmp_path, monkeypatch):
-    from boom_ray.session import node_resources, ray_session
+    from boom_ray.session import ray_session
     from boom_ray.train.ensemble import Room, train_ensemble
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # never somebody else's cluster
@@ -33,13 +33,8 @@ def test_one_and_two_workers_log_the_same_digest_for_every_step(small_base, smal
     widths = {"alone": 1, "pair": 2}
     work = {name: (_task(ledger, name, small_base(), small_tokens, len(batches)), batches) for name in widths}
     with ray_session():
-        nodes = node_resources()
-        totals = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-        needed = bundle(totals, 1, 0.0)
-        room = Room(max(2, slots(nodes, needed)), needed, 1)
-        train_ensemble(
-            ledger, work, [Placement(name, width, 0.0, 1.0) for name, width in widths.items()], room, lambda: None
-        )
+        placements = [Placement(name, width, 0.0, 1.0) for name, width in widths.items()]
+        assert train_ensemble(ledger, work, placements, Room(Bundle(1, 0.0), max_concurrent=1)) == {}
     expected = [order_digest(row_keys(store.ids[batch.rows])) for batch in batches]
     for name, width in widths.items():
         task, _ = work[name]

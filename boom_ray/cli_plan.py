@@ -1,0 +1,112 @@
+"""``boom-ray plan``: the steps of a run with their cost, and when its members would train on a cluster."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from boom_ray.ledger import Ledger
+    from boom_ray.plan import Keys
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override one key, e.g. --set train.epochs=2 --set bags.ratios='[0.5, 1]'. Repeatable."),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        help="Run directory. Default: $BOOM_RAY_HOME/NAME, else runs/NAME (~/boom_ray/runs/NAME in a Ray job).",
+    ),
+]
+Replan = Annotated[
+    bool,
+    typer.Option(
+        "--replan", help="Give members that are not finished a new width, and those that failed for good a new start."
+    ),
+]
+
+
+def plan(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Show when members would train on this cluster: NODESxDEVICES, as in 4x8 or 4x8xH100, or auto for the "
+            "Ray cluster that is running."
+        ),
+    ] = None,
+    replan: Replan = False,
+    rows: Annotated[int | None, typer.Option(min=1, help="Rows of the corpus, while it has not been made.")] = None,
+    rows_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Speed of one worker. Default: as members of this run have shown.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here, too.")] = None,
+) -> None:
+    """List the steps that a run would take, with their cost, and what is done already.
+
+    Examples:
+
+      boom-ray plan jobs/recipes/quickstart.yaml --set train.batch_size=64
+
+      boom-ray plan recipe.yaml --cluster 4x8xH100 --set resources.price=2.5 --rows 1700000 --rows-per-second 12
+    """
+    from boom_ray.runs import list_steps, look_at
+
+    parsed, ledger, keys = look_at(recipe, overrides=overrides or (), run_dir=run_dir, replan=replan)
+    steps = list_steps(parsed, ledger, keys)
+    todo = [step for step in steps if not step.done]
+    typer.echo(f"{parsed.name}: {len(todo)} of {len(steps)} steps to do" if todo else f"{parsed.name}: nothing to do")
+    for line in [*plan_lines(steps), *lost_lines(ledger, keys)]:
+        typer.echo(line)
+    written: dict[str, Any] = {"name": parsed.name, "steps": [asdict(step) for step in steps]}
+    if cluster is not None:
+        from boom_ray.report.gantt import gantt_lines
+        from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs, planned_nodes
+
+        jobs, speed = forecast_jobs(parsed, ledger, keys, Assumed(rows, rows_per_second), replan)
+        members = ensemble_plan(parsed, jobs, planned_nodes(cluster, parsed), speed)
+        bags = {f"member-{i}": rule.label for i, rule in enumerate(keys.rules)}
+        typer.echo("")
+        for line in gantt_lines(members, bags, parsed.resources.price) if jobs else ["No member is left to train."]:
+            typer.echo(line)
+        written["ensemble"] = members.to_json(parsed.resources.price)
+    if json_file:
+        json_file.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def lost_lines(ledger: Ledger, keys: Keys) -> list[str]:
+    """The members that the run goes on without, and why."""
+    from boom_ray.train.records import final_failure
+
+    told = ((i, final_failure(ledger, keys.members[i])) for i in keys.lost)
+    return [
+        f"! member-{i} failed for good and is left out ({failure}). --replan starts it again." for i, failure in told
+    ]
+
+
+def plan_lines(steps: Any) -> list[str]:
+    """One line per step: state, name, artifact, cost."""
+    lines = [f"  {'step':24} {'artifact':44} {'rows':>9} {'tokens':>11} {'steps':>7} {'MB':>9} {'device-h':>9}"]
+    for step in steps:
+        cost = step.cost
+        megabytes = cost.bytes and round(cost.bytes / 1e6, 1)
+        hours = cost.device_hours and round(cost.device_hours, 4)
+        numbers = f"{_count(cost.rows):>9} {_count(cost.tokens):>11} {_count(cost.steps):>7} "
+        numbers += f"{_count(megabytes):>9} {_count(hours):>9}"
+        state = "x" if step.done else "-"
+        lines.append(f"{state} {step.name:24} {step.key.kind + '/' + step.key.name:44} {numbers}")
+    lines.append("x done, - to do; an empty cost is known once the steps before it are done.")
+    return lines
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"

@@ -1,0 +1,48 @@
+"""Members that end before their time: what is started again, and what is final. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["mistake", "machine", "fault"]
+# How often in a row a member may fail without having got further than ever before; the last of them is final.
+_STUCK: dict[Kind, int] = {"mistake": 1, "machine": 3, "fault": 1}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a member ended before its time.
+
+    ``kind``: a mistake of recipe or data, which would only repeat; a worker, its node or its controller that was lost;
+    or another fault of the work. ``step`` is the first that was not done, ``dataset`` the one that it trains on.
+    """
+
+    kind: Kind
+    reason: str
+    step: int = 0
+    dataset: str | None = None
+
+    def __str__(self) -> str:
+        """Reason, with step and dataset where a mistake has not named them itself."""
+        if self.kind == "mistake":
+            return self.reason
+        return f"step {self.step}" + (f", dataset {self.dataset}" if self.dataset else "") + f": {self.reason}"
+
+
+def again(failures: Sequence[Failure]) -> bool:
+    """Whether a member that has failed so is started once more.
+
+    A failure that got further than all before it is worth another start, whatever it was: steps bound the number of
+    these. One at the same step again repeats itself and is final; lost machines have a little more patience, because
+    several can go in a row. A mistake is final at once.
+    """
+    last = failures[-1]
+    if last.kind == "mistake":
+        return False
+    furthest, stuck = 0, 0
+    for failure in failures:
+        stuck = 0 if failure.step > furthest else stuck + 1
+        furthest = max(furthest, failure.step)
+    return stuck < _STUCK[last.kind]

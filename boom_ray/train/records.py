@@ -1,0 +1,61 @@
+"""What a run directory remembers of members beside their artifacts: the width they were started with, and failures
+that were final. Small files that a person can read and delete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from boom_ray.config import Recipe
+from boom_ray.ledger import Key, Ledger
+from boom_ray.train.failures import Failure
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a member's bits depend on beside its identity: workers, and threads of each."""
+
+    width: int
+    threads: int
+
+
+def frozen(ledger: Ledger, key: Key) -> Frozen | None:
+    """What a member was started with, if it ever was."""
+    file = ledger.root / "placement" / f"{key.name}.json"
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text())
+    return Frozen(content["width"], content["threads"])
+
+
+def freeze(ledger: Ledger, key: Key, chosen: Frozen) -> None:
+    ledger.write_text(f"placement/{key.name}.json", json.dumps(asdict(chosen)) + "\n")
+
+
+def final_failure(ledger: Ledger, key: Key) -> Failure | None:
+    """Why a member that is not there will not be made, if it failed for good."""
+    file = ledger.root / "failures" / f"{key.name}.json"
+    return Failure(**json.loads(file.read_text())) if file.is_file() and not ledger.has(key) else None
+
+
+def record_failure(ledger: Ledger, key: Key, failure: Failure) -> None:
+    ledger.write_text(f"failures/{key.name}.json", json.dumps(asdict(failure), indent=1) + "\n")
+
+
+def forget(ledger: Ledger, keys: Sequence[Key]) -> None:
+    """Plan members that are not finished anew: their widths, and what failed for good, count no more."""
+    for key in keys:
+        if not ledger.has(key):
+            for folder in ("placement", "failures"):
+                (ledger.root / folder / f"{key.name}.json").unlink(missing_ok=True)
+
+
+def lost_members(recipe: Recipe, ledger: Ledger, members: Sequence[Key]) -> tuple[int, ...]:
+    """Numbers of the members that a run goes on without: failed for good, with ``resources.min_members`` others left.
+
+    Where all are needed, or too few are left, nothing is lost: the run tries them again.
+    """
+    failed = tuple(i for i, key in enumerate(members) if final_failure(ledger, key) is not None)
+    enough = recipe.resources.min_members
+    return failed if enough is not None and len(members) - len(failed) >= enough else ()
