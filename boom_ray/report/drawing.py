@@ -16,7 +16,7 @@ INK, MUTED, GRID, PAPER = "#1f2328", "#656d76", "#d8dee4", "#ffffff"
 BASE = "#8a929a"
 MEMBERS = ("#0072b2", "#009e73", "#4aa8de", "#7b61b8", "#2f7f86", "#8fa63f", "#5470c6", "#3fb59b")
 MERGES = {"merge-ratio": "#e69f00", "merge-uniform": "#cc79a7", "merge-searched": "#d55e00"}
-MARKERS = {"base": "D", "member": "o", "merge-ratio": "s", "merge-uniform": "^", "merge-searched": "*"}
+MARKERS = {"base": "D", "member": "o", "average": "P", "merge-ratio": "s", "merge-uniform": "^", "merge-searched": "*"}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 STYLE = {
     "font.family": "sans-serif",

@@ -219,7 +219,7 @@ def gains(summary: Summary) -> Figure | None:
         axes.scatter([100 * (model["scores"][name] - base[name]) for _, name in known],
                      [row - 0.18 if merge else row + 0.12 for row, _ in known],
                      s=110 if model["name"] == "merge-searched" else 42, color=colour.get(model["name"], MUTED),
-                     marker=MARKERS.get(model["name"] if merge else "member", "P"), edgecolor=PAPER, linewidth=0.7,
+                     marker=MARKERS.get(model["name"] if merge else model["kind"], "P"), edgecolor=PAPER, linewidth=0.7,
                      label=model["name"] if merge else None, zorder=4 if merge else 3)  # fmt: skip
     axes.scatter([], [], s=42, color=MUTED, marker="o", label="members")
     axes.axvline(0, color=BASE, linewidth=1.0)

@@ -27,8 +27,8 @@ def write_weights(
         place = layout.tensors[name]
         if tuple(tensor.shape) != place.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {place.shape}")
+        content = memoryview(tensor.detach().float().contiguous().cpu().numpy().reshape(-1).view("u1").data)
         with open(directory / place.file, "r+b", buffering=0) as stream:
-            os.lseek(stream.fileno(), place.offset, os.SEEK_SET)
-            left = memoryview(tensor.detach().float().contiguous().cpu().numpy().reshape(-1).view("u1").data)
-            while left:
-                left = left[stream.write(left) :]
+            done = 0
+            while done < len(content):
+                done += os.pwrite(stream.fileno(), content[done:], place.offset + done)
