@@ -1,0 +1,115 @@
+"""What one rank of a group of CPU processes does for test_checkpoint_ranks.py.
+
+    python checkpoint_ranks.py RANK WORLD FOLDER
+
+FOLDER holds ``base`` and ``tokens``. Two ranks train under each case of ``CASES``, undisturbed and with an
+end in between; one rank goes on from a checkpoint of two, as soon as that is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from boom_ray.config import Averages, Checkpoints, Train
+from boom_ray.data.batches import BatchReader, slice_of
+from boom_ray.data.schedule import Batch, batch_shuffle
+from boom_ray.data.tokens import TokenStore
+from boom_ray.ledger import Key
+from boom_ray.train import checkpoint, member
+from boom_ray.train.engine import DeepSpeedEngine
+from boom_ray.train.member import MemberTask, StepLog, Trained
+
+EVERY, STOP = 4, 10
+CASES = {
+    "zero-0": {"zero_stage": 0},
+    "zero-1": {"zero_stage": 1, "averages": Averages(ema=0.9, last=2, every=3)},
+    "zero-2-accumulated": {"zero_stage": 2, "accumulation": 2},
+    "zero-3": {"zero_stage": 3},
+    "bfloat16-1": {"zero_stage": 1, "precision": "bfloat16"},
+    "bfloat16-3": {"zero_stage": 3, "precision": "bfloat16"},
+}
+ALONE = "zero-1"  # goes on with one rank
+
+
+def schedule(store: TokenStore) -> list[Batch]:
+    bag = {d["name"]: np.flatnonzero(store.dataset == i) for i, d in enumerate(store.datasets)}
+    return [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 2, 5, epoch).batches][:16]
+
+
+def task_of(folder: Path, case: str, root: str) -> MemberTask:
+    train = Train(
+        batch_size=16, learning_rate=1e-3, temperature=0.05, hard_negatives=2, chunk_tokens=256, weight_decay=0.1
+    )
+    train = train.model_copy(update=CASES[case])
+    store = TokenStore(folder / "tokens")
+    key = Key("members", case, "0" * 16)
+    paths = (str(folder / "base"), str(folder / "tokens"))
+    task = MemberTask(case, str(folder / root), key, *paths, train, len(schedule(store)), 3, 1)
+    return dataclasses.replace(task, checkpoints=Checkpoints(every=EVERY, keep=2))
+
+
+def fit(task: MemberTask, end: int | None = None) -> None:
+    """As :func:`boom_ray.train.worker.train_member`, with this group and without Ray; ``end``: before that step."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    store = TokenStore(Path(task.tokens))
+    read, batches = BatchReader(store, task.draw), schedule(store)
+    feed = (read(slice_of(batches[step], step, rank, world)) for step in range(task.start, end or task.steps))
+    with StepLog(task, write=rank == 0) as log:
+        encoder = member.load(task, "cpu")
+        engine = member.begin(task, encoder, DeepSpeedEngine)
+        averages = member.run(task, engine, feed, log)
+    if end:
+        return
+    if rank == 0:
+        member.commit(task, encoder, engine, Trained(log, averages, world))
+    else:
+        member.assist(engine)
+    dist.barrier()
+
+
+def from_newest(task: MemberTask) -> MemberTask:
+    found = checkpoint.newest(task)
+    assert found is not None
+    assert found.step == STOP // EVERY * EVERY
+    return dataclasses.replace(task, start=found.step)
+
+
+def pair(folder: Path, rank: int) -> None:
+    for case in CASES:
+        fit(task_of(folder, case, "whole"))
+        task = task_of(folder, case, "halves")
+        fit(task, STOP)
+        dist.barrier()
+        if case == ALONE and rank == 0:
+            shutil.copytree(folder / "halves", folder / "copy")
+            (folder / "copy").rename(folder / "alone")
+        dist.barrier()
+        fit(from_newest(task))
+
+
+def alone(folder: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not (folder / "alone").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    fit(from_newest(task_of(folder, ALONE, "alone")))
+
+
+def main(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+    pair(folder, rank) if world == 2 else alone(folder)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
