@@ -30,9 +30,7 @@ def resolve_base(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def import_base(
-    source: Path, out: Path, pooling: Pooling | None, max_tokens: int, append_eos: bool = False
-) -> None:
+def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int, append_eos: bool = False) -> None:
     """Write a base checkpoint as a portable directory in float32; its tokenizer ends texts where that is asked for.
 
     Raises:

@@ -197,8 +197,8 @@ def write_modules(directory: Path, pooling: Pooling, hidden: int, max_tokens: in
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The directory's fast tokenizer; one without a padding token pads with its end-of-sequence token, as plain language
-    models do: attention never sees padding.
+    """The directory's fast tokenizer. One without a padding token pads with its end-of-sequence token, as is usual for
+    language models: attention never sees padding.
 
     Raises:
         BoomError: there is none, or it has neither token.
@@ -271,8 +271,8 @@ def _check_vocabulary(directory: Path, tokenizer: Any, backbone: Any) -> None:
     rows = backbone.get_input_embeddings().num_embeddings
     if highest >= rows:
         raise BoomError(
-            f"{directory}: the tokenizer has ids up to {highest}, but the model has embeddings for {rows} tokens. Their "
-            f"files belong to two models: take the tokenizer that the model was trained with."
+            f"{directory}: the tokenizer has ids up to {highest}, but the model has embeddings for {rows} tokens. "
+            f"Their files belong to two models: take the tokenizer that the model was trained with."
         )
 
 

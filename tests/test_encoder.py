@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import MAX_TOKENS, WORDS
+from small_qwen import write_qwen
 
 from boom_ray.base import import_base, resolve_base
 from boom_ray.config import BoomError
@@ -26,40 +27,7 @@ TEXTS = [" ".join(WORDS[i : i + n]) for i, n in enumerate([1, 5, 2, 30, 9, 1, 17
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain Hugging Face directory: a Qwen3 of 2 layers, a byte-level BPE that ends texts and pads on the left."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
-
-    out = tmp_path_factory.mktemp("qwen")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<end>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", padding_side="left"
-    )
-    fast.save_pretrained(out)
-    config = Qwen3Config(
-        vocab_size=len(fast),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        Qwen3Model(config).save_pretrained(out)
-    return out
+    return write_qwen(tmp_path_factory.mktemp("qwen"), WORDS)
 
 
 @pytest.fixture(params=["mean", "cls", "lasttoken", "qwen"])

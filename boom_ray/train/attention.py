@@ -66,7 +66,7 @@ def install(backbone: torch.nn.Module) -> None:
 
 
 def packed_chunks(lengths: Sequence[int] | np.ndarray, chunk_tokens: int) -> list[np.ndarray]:
-    """Cut texts, longest first, into chunks of at most ``chunk_tokens`` tokens; a longer text gets a chunk of its own."""
+    """Cut texts, longest first, into chunks of at most ``chunk_tokens`` tokens; a longer text gets one of its own."""
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
     chunks, start, room = [], 0, chunk_tokens
@@ -85,11 +85,14 @@ def embed_packed(
     texts = [text if len(text) else np.array([pad_id]) for text in sequences]  # one without tokens is read as padding
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths)])
-    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths) + first_position(_config(backbone))
+    ids, first = np.concatenate(texts).astype(np.int64), first_position(_config(backbone))
+    positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths) + first
+    if first:
+        positions[ids == pad_id] = pad_id  # families that count from the padding id give it that position
     device = next(backbone.parameters()).device
     packing = Packing(torch.from_numpy(ends.astype(np.int32)).to(device), int(lengths.max()), kernel)
     hidden = backbone(
-        input_ids=torch.from_numpy(np.concatenate(texts).astype(np.int64))[None].to(device),
+        input_ids=torch.from_numpy(ids)[None].to(device),
         position_ids=torch.from_numpy(positions)[None].to(device),
         # a mask of four dimensions is handed on as it is: none is built for all pairs of tokens of the row
         attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=device),
@@ -117,13 +120,13 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
     kind = torch.get_autocast_dtype(value.device.type) if torch.is_autocast_enabled(value.device.type) else value.dtype
-    rows = (part[0].transpose(0, 1).to(kind) for part in (query, key, value))
+    query, key, value = (part[0].transpose(0, 1).to(kind) for part in (query, key, value))
     window = options.get("sliding_window")
     before = -1 if window is None else window - 1  # transformers counts the token itself
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return packing.kernel(*rows, packing, (before, 0 if causal else before), scale)[None], None
+    return packing.kernel(query, key, value, packing, (before, 0 if causal else before), scale)[None], None
 
 
 def flash_kernel(

@@ -134,8 +134,8 @@ class DeepSpeedEngine:
 
 
 def _untrained(backbone: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What is not trained, by name, before DeepSpeed rounds it to 16 bits or cuts it into parts; of other ranks than the
-    first, zeros that take no memory."""
+    """What is not trained, by name, before DeepSpeed rounds it to 16 bits or cuts it into parts; on other ranks than
+    the first, zeros that take no memory."""
     trained = trained_parameters(backbone)
     state = {name: tensor for name, tensor in backbone.state_dict().items() if name not in trained}
     if rank() == 0:

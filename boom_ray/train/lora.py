@@ -1,14 +1,15 @@
 """Low-rank adapters: a member trains them instead of its weights, and leaves plain weights behind.
 
-A linear layer of weight W computes (W + alpha / rank * B A) x, with A random and B zero at first, so that training starts
-at the base (Hu et al. 2021, arXiv 2106.09685). The layers are peft's. Folding happens tensor by tensor while a member is
-read, never in the model that trains.
+A linear layer of weight W computes (W + alpha / rank * B A) x, with A random and B zero at first, so that training
+starts at the base (Hu et al. 2021, arXiv 2106.09685). The layers are peft's. Folding happens tensor by tensor while a
+member is read, never in the model that trains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def adapt(backbone: torch.nn.Module, lora: Lora, seed: int) -> None:
         )
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  (peft divides it by the rank, whole or not)
+        lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=[name for name in linear if name.rpartition(".")[2] in lora.targets],
     )
@@ -70,8 +71,9 @@ def origins(backbone: torch.nn.Module) -> dict[str, Origin]:
                 found[name] = Origin(name)
             continue
         layer = module.removesuffix(_BASE)
-        scale = backbone.get_submodule(layer).scaling[_NAME]  # type: ignore[index,union-attr]
-        update = Update(f"{layer}.lora_B.{_NAME}.weight", f"{layer}.lora_A.{_NAME}.weight", scale)
+        adapted: Any = backbone.get_submodule(layer)
+        factors = (f"{layer}.{factor}.{_NAME}.weight" for factor in ("lora_B", "lora_A"))
+        update = Update(*factors, scale=adapted.scaling[_NAME])
         found[f"{layer}.{leaf}"] = Origin(name, update if leaf == "weight" else None)
     return found
 

@@ -28,9 +28,9 @@ def told(name: str, batch: TrainBatch) -> Iterator[None]:
         longest = max((len(text) for text in (*batch.queries, *batch.candidates)), default=0)
         raise BoomError(
             f"{name}, step {batch.step}, dataset {batch.dataset}: out of memory with {batch.texts} texts of "
-            f"{batch.tokens} tokens on this worker, the longest of {longest}. Lower train.graph_tokens (0 takes least), "
-            f"then train.chunk_tokens; or set train.gradient_checkpointing, train.offload or a higher train.zero_stage; "
-            f"or lower base.max_tokens. ({str(error).strip().splitlines()[0]})"
+            f"{batch.tokens} tokens on this worker, the longest of {longest}. Lower train.graph_tokens (0 takes "
+            f"least), then train.chunk_tokens; or set train.gradient_checkpointing, train.offload or a higher "
+            f"train.zero_stage; or lower base.max_tokens. ({str(error).strip().splitlines()[0]})"
         ) from error
 
 

@@ -5,60 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from backbones import FAMILIES, backbone, found, padded, rounding, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, Qwen3Config, Qwen3Model
 
-from boom_ray.encoder import length_chunks, pool
+from boom_ray.encoder import length_chunks
 from boom_ray.train.cache import BatchEncoder, Budget, distinct, kept_chunks
 
-SIZE = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
 
-
-def backbone(family: str, dropout: float = 0.0) -> torch.nn.Module:
-    torch.manual_seed(0)
-    if family == "bert":
-        shares = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        return BertModel(BertConfig(**SIZE, **shares), add_pooling_layer=False).double()
-    if family == "modernbert":
-        return ModernBertModel(ModernBertConfig(**SIZE, **TOKENS, attn_implementation="sdpa")).double()
-    return Qwen3Model(Qwen3Config(**SIZE, num_key_value_heads=1, head_dim=8)).double()
-
-
-def texts(count: int = 14) -> list[np.ndarray]:
-    """Of mixed length, one without tokens, three of them twice."""
-    rng = np.random.default_rng(1)
-    made = [rng.integers(2, 60, size=size).astype(np.int32) for size in rng.integers(1, 30, size=count - 4)]
-    return [*made, np.zeros(0, np.int32), *made[:3]]
-
-
-def found(model: BatchEncoder, sequences: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Vectors of a forward pass, and the gradient of a loss that looks at all pairs of them."""
-    model.train()
-    model.zero_grad()
-    torch.manual_seed(7)
-    vectors = model(sequences)
-    loss = torch.nn.functional.cross_entropy(vectors @ vectors.roll(1, 0).T / 0.1, torch.arange(len(vectors)))
-    loss.backward()
-    return vectors.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def padded(model: torch.nn.Module, sequences: list[np.ndarray], pooling: str) -> torch.Tensor:
-    """All texts in one padded pass, duplicates and all."""
-    width = max(map(len, sequences))
-    ids, mask = torch.zeros(len(sequences), width, dtype=torch.long), torch.zeros(len(sequences), width)
-    for row, tokens in enumerate(sequences):
-        ids[row, : len(tokens)] = torch.from_numpy(tokens.astype(np.int64))
-        mask[row, : max(1, len(tokens))] = 1
-    mask = mask.long()
-    return pool(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask, pooling)
-
-
-@pytest.mark.parametrize(
-    ("family", "pooling"), [("bert", "mean"), ("bert", "cls"), ("modernbert", "mean"), ("qwen3", "lasttoken")]
-)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
 @pytest.mark.parametrize("chunk_tokens", [64, 150, 10**6])
 @pytest.mark.parametrize("graph_tokens", [None, 0, 100])
 def test_vectors_and_gradients_are_those_of_one_padded_pass(family, pooling, chunk_tokens, graph_tokens):
@@ -69,9 +26,8 @@ def test_vectors_and_gradients_are_those_of_one_padded_pass(family, pooling, chu
     vectors, gradient = found(plain, sequences)
     ours, same = found(BatchEncoder(model, pooling, 0, Budget(chunk_tokens, graph_tokens)), sequences)
     assert gradient.norm() > 0.1
-    rounding = 1e-7 if family == "qwen3" else 1e-10  # Qwen3's norms are float32, whatever the weights are
-    assert (ours - vectors).abs().max() <= rounding
-    assert (same - gradient).norm() <= rounding * gradient.norm()
+    assert (ours - vectors).abs().max() <= rounding(family)
+    assert (same - gradient).norm() <= rounding(family) * gradient.norm()
 
 
 @pytest.mark.parametrize("graph_tokens", [0, 64, 200, None])
