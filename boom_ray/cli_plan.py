@@ -85,7 +85,7 @@ def plan(
 
 def lost_lines(ledger: Ledger, keys: Keys) -> list[str]:
     """The members that the run goes on without, and why."""
-    from boom_ray.train.records import final_failure
+    from boom_ray.records import final_failure
 
     told = ((i, final_failure(ledger, keys.members[i])) for i in keys.lost)
     return [

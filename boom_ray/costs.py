@@ -10,8 +10,9 @@ from typing import Any
 from boom_ray.config import Recipe
 from boom_ray.data.rules import dataset_rules
 from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size
-from boom_ray.ledger import Ledger
+from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Cost, Keys
+from boom_ray.records import frozen
 from boom_ray.resources import Measured, Speed, fit_speed
 
 
@@ -85,7 +86,7 @@ def measured_speed(ledger: Ledger, keys: Keys, recipe: Recipe) -> Speed | None:
     Before any has been trained the warm-up of the base speaks for them, worker's share by threads. None: nothing ran.
     """
     members = [
-        _measured(manifest)
+        _measured(ledger, manifest)
         for _, manifest in ledger.manifests("members")
         if _names(manifest["inputs"]) == {keys.base.name, keys.tokens.name} and manifest["meta"].get("measured")
     ]
@@ -103,11 +104,12 @@ def _names(inputs: Mapping[str, str]) -> set[str]:
     return {Path(path).name for path in inputs.values()}
 
 
-def _measured(manifest: Mapping[str, Any]) -> Measured:
+def _measured(ledger: Ledger, manifest: Mapping[str, Any]) -> Measured:
     """What a finished member tells; its start-up only where it was not interrupted."""
     meta, seconds = manifest["meta"], _seconds(manifest["meta"])
-    beside = manifest["finished"] - meta["admitted"] - seconds if "admitted" in meta else None
-    return Measured(meta["width"], meta["rows"], seconds, beside if beside is not None and beside > 0 else None)
+    known = frozen(ledger, Key(manifest["kind"], manifest["label"], manifest["identity"]))
+    beside = max(0.0, known.seconds - seconds) if known and known.seconds else None
+    return Measured(meta["width"], meta["rows"], seconds, beside)
 
 
 def _seconds(meta: Mapping[str, Any]) -> float:

@@ -27,13 +27,13 @@ from boom_ray.preparation import (
     warm_base,
 )
 from boom_ray.recipe import load_recipe
+from boom_ray.records import forget, record_failure
 from boom_ray.report.summary import write_summary
 from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run_keys, with_found_miners
-from boom_ray.train.records import forget, record_failure
 
 if TYPE_CHECKING:
+    from boom_ray.failures import Failure
     from boom_ray.merging import GramTask
-    from boom_ray.train.failures import Failure
 
 
 @dataclass(frozen=True)

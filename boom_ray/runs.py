@@ -19,8 +19,8 @@ from boom_ray.evaluate.sets import EvalSet
 from boom_ray.ledger import Ledger, file_sha256, identity
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
+from boom_ray.records import lost_members
 from boom_ray.report.summary import write_summary
-from boom_ray.train.records import lost_members
 
 
 def plan(

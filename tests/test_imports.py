@@ -21,7 +21,8 @@ ORDER = [
     ("config",),
     ("catalogue",),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
-    ("placement",),
+    ("placement", "failures"),
+    ("records",),
     ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),
@@ -41,8 +42,8 @@ ORDER = [
 ]
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
-    "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "search.trials",
-    "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
+    "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
+    "search.trials", "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine"},

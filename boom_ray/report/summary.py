@@ -12,8 +12,8 @@ from typing import Any
 from boom_ray.config import Recipe
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
+from boom_ray.records import final_failure
 from boom_ray.report.page import write_page
-from boom_ray.train.records import final_failure
 
 _PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
 

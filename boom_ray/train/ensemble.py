@@ -2,12 +2,14 @@
 
 :func:`boom_ray.placement.place` says in which order and how wide. A member starts as soon as its workers fit beside
 those that run: Ray places a gang whole or not at all, and no gang is asked for that does not fit, so a freed bundle is
-taken at once and no two gangs wait for each other's halves. What failed is started again from its newest checkpoint,
-as :mod:`boom_ray.train.failures` says; Ray Train's own retries are off, because they know no checkpoint of ours.
+taken at once and no two gangs wait for each other's halves; the next member's controller stands ready behind a
+:class:`~boom_ray.train.gate.Gate`. What failed is started again from its newest checkpoint,
+as :mod:`boom_ray.failures` says; Ray Train's own retries are off, because they know no checkpoint of ours.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,15 +21,17 @@ from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError
 
+from boom_ray import records
 from boom_ray.config import BoomError
 from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch
+from boom_ray.failures import Failure, Kind, again
 from boom_ray.ledger import Ledger
 from boom_ray.progress import read_state
 from boom_ray.resources import Bundle, Placement, fitting
 from boom_ray.session import node_resources
-from boom_ray.train import checkpoint, records
-from boom_ray.train.failures import Failure, Kind, again
+from boom_ray.train import checkpoint
+from boom_ray.train.gate import Gate
 from boom_ray.train.member import MemberTask
 from boom_ray.train.worker import train_member
 
@@ -83,68 +87,109 @@ def train_ensemble(
     try:
         while ensemble.waiting or ensemble.running:
             ensemble.start()
-            done = ensemble.wait()
+            ended = ensemble.wait()
             watcher.tick()
-            ensemble.take(done)
+            ensemble.take(ended)
     finally:
         ensemble.close()
     return ensemble.final
 
 
+@dataclass(frozen=True)
+class _Start:
+    """One start of a member, which runs in a thread; the result is the step that it began at."""
+
+    placement: Placement
+    gate: Gate
+    future: Future[int]
+
+
 class _Ensemble:
-    """Members that wait, run and have failed; each runs in a thread of its own, which waits for its ``fit()``."""
+    """Members that wait, the first of them behind its gate, and those that run."""
 
     def __init__(
         self, ledger: Ledger, work: Work, placements: Sequence[Placement], room: Room, watcher: Watcher
     ) -> None:
         self._ledger, self._work, self._room, self._watcher = ledger, work, room, watcher
         self._pool = ThreadPoolExecutor(max_workers=len(placements) or 1, thread_name_prefix="member")
+        self._ahead: _Start | None = None
+        self._opened: dict[str, float] = {}
         self._busy = time.monotonic()
         self._failures: dict[str, list[Failure]] = {p.name: [] for p in placements}
         self.waiting = list(placements)
-        self.running: dict[Future[None], Placement] = {}
+        self.running: list[_Start] = []
         self.final: dict[str, Failure] = {}
 
     def start(self) -> None:
-        """Start what fits now.
+        """Let in what fits now, and bring up who comes next.
 
         Raises:
             BoomError: nothing has run for a long while, because nothing fits.
         """
         here = fitting(node_resources(), self._room.bundle) if self.waiting else 0
-        while placement := next_to_start(self.waiting, list(self.running.values()), here, self._room.max_concurrent):
+        most = self._room.max_concurrent
+        while placement := next_to_start(self.waiting, [s.placement for s in self.running], here, most):
+            begun, self._ahead = self._taken_from_ahead(placement)
             self.waiting.remove(placement)
-            task, batches = self._work[placement.name]
-            future = self._pool.submit(_train_one, self._ledger, task, batches, placement.width, self._room.bundle)
-            self.running[future] = placement
+            self.running.append(begun)
+            self._opened[placement.name] = time.monotonic()
+            begun.gate.open()
+        if self.waiting and self._ahead is None:
+            self._ahead = self._begin(self.waiting[0])
         if self.running:
             self._busy = time.monotonic()
         elif time.monotonic() - self._busy > _PATIENCE:
             raise _no_room(self.waiting, here)
 
-    def wait(self) -> set[Future[None]]:
-        """Those that have ended, after a moment."""
-        if not self.running:
-            time.sleep(_LOOK)
-            return set()
-        return wait(self.running, timeout=_LOOK, return_when=FIRST_COMPLETED).done
+    def _taken_from_ahead(self, placement: Placement) -> tuple[_Start, _Start | None]:
+        """The start of a member, and who is ahead from now on."""
+        if self._ahead and self._ahead.placement == placement:
+            return self._ahead, None
+        return self._begin(placement), self._ahead
 
-    def take(self, done: Iterable[Future[None]]) -> None:
-        """Note who has landed and who has failed; what is worth it waits for its next start at once."""
-        for future in done:
-            placement = self.running.pop(future)
-            name, error = placement.name, future.exception()
-            if error is None:
-                self._watcher.landed()
-                continue
-            failure = _failure(error, *self._work[name])
-            self._failures[name].append(failure)
-            if again(self._failures[name]):
-                self.waiting.insert(0, placement)  # its workers have just been freed
-                self._watcher.say(f"  {name}, {failure}. It goes on from its last checkpoint.")
+    def _begin(self, placement: Placement) -> _Start:
+        task, batches = self._work[placement.name]
+        gate = Gate(self._ledger.scratch("gates") / f"{task.key.name}-{secrets.token_hex(4)}")
+        future = self._pool.submit(_train_one, self._ledger, task, batches, placement.width, self._room.bundle, gate)
+        return _Start(placement, gate, future)
+
+    def wait(self) -> list[_Start]:
+        """Those that have ended, after a moment."""
+        starts = [*self.running, *([self._ahead] if self._ahead else [])]
+        wait([s.future for s in starts], timeout=_LOOK, return_when=FIRST_COMPLETED)
+        return [s for s in starts if s.future.done()]
+
+    def take(self, ended: Iterable[_Start]) -> None:
+        """Note who has landed and who has failed; what is worth it waits for its next start before all others."""
+        for start in ended:
+            start.gate.remove()
+            if start is self._ahead:
+                self._ahead = None
+                self.waiting.remove(start.placement)
             else:
-                self.final[name] = failure
-                self._watcher.say(f"  {name} has failed for good: {failure}")
+                self.running.remove(start)
+            if error := start.future.exception():
+                self._take_failure(start.placement, error)
+            else:
+                self._take_landed(start)
+
+    def _take_landed(self, start: _Start) -> None:
+        name = start.placement.name
+        if start.future.result() == 0:  # of one that went on from a checkpoint the time says nothing
+            key = self._work[name][0].key
+            records.note_seconds(self._ledger, key, time.monotonic() - self._opened[name])
+        self._watcher.landed()
+
+    def _take_failure(self, placement: Placement, error: BaseException) -> None:
+        name = placement.name
+        failure = _failure(error, *self._work[name])
+        self._failures[name].append(failure)
+        if again(self._failures[name]):
+            self.waiting.insert(0, placement)  # its workers have just been freed
+            self._watcher.say(f"  {name}, {failure}. It goes on from its last checkpoint.")
+        else:
+            self.final[name] = failure
+            self._watcher.say(f"  {name} has failed for good: {failure}")
 
     def close(self) -> None:
         """After an interrupt nobody waits for a ``fit()`` that goes on."""
@@ -162,16 +207,17 @@ def _no_room(waiting: Sequence[Placement], here: int) -> BoomError:
 _START = threading.Lock()
 
 
-def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width: int, bundle: Bundle) -> None:
-    """One start of a member, from its newest checkpoint on."""
-    admitted = time.time()
+def _train_one(
+    ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width: int, bundle: Bundle, gate: Gate
+) -> int:
+    """One start of a member, from its newest checkpoint on; returns the step of that, 0 where there was none."""
     chosen = records.frozen(ledger, task.key)
     if chosen is None:
         chosen = records.Frozen(width, task.threads)
         records.freeze(ledger, task.key, chosen)
     found = checkpoint.newest(task)
     start = found.step if found else 0
-    task = replace(task, threads=chosen.threads, start=start, meta={**task.meta, "admitted": admitted})
+    task = replace(task, threads=chosen.threads, start=start)
     with _START:  # building datasets touches the driver's global Ray Data context
         trainer = TorchTrainer(
             train_member,
@@ -186,6 +232,7 @@ def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width
                 failure_config=FailureConfig(
                     max_failures=0, max_preemption_failures=0, controller_failure_limit=_STARTS
                 ),
+                callbacks=[gate],
             ),
             datasets=rank_datasets(batches, chosen.width, start),
             dataset_config=rank_data_config(),
@@ -193,6 +240,7 @@ def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width
     trainer.fit()
     if not ledger.has(task.key):
         raise BoomError(f"{task.name}: training ended without a committed member.")
+    return start
 
 
 def _failure(error: BaseException, task: MemberTask, batches: Sequence[Batch]) -> Failure:

@@ -14,8 +14,8 @@ from boom_ray.costs import estimate, measured_speed
 from boom_ray.ledger import Ledger
 from boom_ray.placement import busy_seconds, lower_bound, makespan, place
 from boom_ray.plan import Keys
+from boom_ray.records import frozen
 from boom_ray.resources import Bundle, Job, Limits, Placement, Speed, bundle, described_nodes, slots
-from boom_ray.train.records import frozen
 
 Nodes = Sequence[Mapping[str, float]]
 

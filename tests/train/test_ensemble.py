@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from boom_ray import records
 from boom_ray.config import BoomError, Recipe, parse_recipe
 from boom_ray.costs import measured_speed
+from boom_ray.failures import Failure, again
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, World, derive_keys, steps
 from boom_ray.report.gantt import gantt_lines
 from boom_ray.report.tables import verdict
 from boom_ray.resources import Placement, Speed
 from boom_ray.runs import run_keys
-from boom_ray.train import records
-from boom_ray.train.failures import Failure, again
 from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs, planned_nodes
 
 WORLD = World(("x",), None, ())
@@ -205,11 +205,9 @@ def _trained(ledger: Ledger, keys: Keys, index: int, width: int, seconds: float,
     meta: dict[str, Any] = {"width": width, "threads": 1, "rows": 1000, "steps": 10}
     meta["measured"] = {"step_seconds": seconds / 10}
     _land(ledger, keys.members[index], meta, inputs)
+    records.freeze(ledger, keys.members[index], records.Frozen(width, 1))
     if beside is not None:
-        file = ledger.path(keys.members[index]) / "manifest.json"
-        manifest = json.loads(file.read_text())
-        manifest["meta"]["admitted"] = manifest["finished"] - seconds - beside
-        file.write_text(json.dumps(manifest))
+        records.note_seconds(ledger, keys.members[index], seconds + beside)
 
 
 def test_speed_is_what_members_of_this_base_have_shown(run):

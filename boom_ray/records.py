@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from boom_ray.config import Recipe
+from boom_ray.failures import Failure
 from boom_ray.ledger import Key, Ledger
-from boom_ray.train.failures import Failure
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a member's bits depend on beside its identity: workers, and threads of each."""
+    """What a member's bits depend on beside its identity: workers, and threads of each.
+
+    ``seconds`` from the moment that it had its workers to its artifact, where nothing interrupted it.
+    """
 
     width: int
     threads: int
+    seconds: float | None = None
 
 
 def frozen(ledger: Ledger, key: Key) -> Frozen | None:
@@ -25,12 +29,18 @@ def frozen(ledger: Ledger, key: Key) -> Frozen | None:
     file = ledger.root / "placement" / f"{key.name}.json"
     if not file.is_file():
         return None
-    content = json.loads(file.read_text())
-    return Frozen(content["width"], content["threads"])
+    return Frozen(**json.loads(file.read_text()))
 
 
 def freeze(ledger: Ledger, key: Key, chosen: Frozen) -> None:
     ledger.write_text(f"placement/{key.name}.json", json.dumps(asdict(chosen)) + "\n")
+
+
+def note_seconds(ledger: Ledger, key: Key, seconds: float) -> None:
+    """How long a member took that has landed, start-up and all."""
+    chosen = frozen(ledger, key)
+    if chosen is not None:
+        freeze(ledger, key, replace(chosen, seconds=seconds))
 
 
 def final_failure(ledger: Ledger, key: Key) -> Failure | None:
