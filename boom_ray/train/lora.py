@@ -72,8 +72,8 @@ def origins(backbone: torch.nn.Module) -> dict[str, Origin]:
             continue
         layer = module.removesuffix(_BASE)
         adapted: Any = backbone.get_submodule(layer)
-        factors = (f"{layer}.{factor}.{_NAME}.weight" for factor in ("lora_B", "lora_A"))
-        update = Update(*factors, scale=adapted.scaling[_NAME])
+        left, right = (f"{layer}.{factor}.{_NAME}.weight" for factor in ("lora_B", "lora_A"))
+        update = Update(left, right, adapted.scaling[_NAME])
         found[f"{layer}.{leaf}"] = Origin(name, update if leaf == "weight" else None)
     return found
 
