@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
+from boom_ray import catalogue
 from boom_ray.config_corpus import FilesSource
 from boom_ray.recipe import load_recipe
+from boom_ray.runs import plan
 
 PROJECT = Path(__file__).parent.parent
 RECIPES = sorted((PROJECT / "jobs" / "recipes").glob("*.yaml"))
@@ -18,7 +21,8 @@ OTHERS = sorted(
 
 
 def test_the_recipes_that_are_promised_are_there():
-    assert {"quickstart.yaml", "multitask.yaml"} <= {file.name for file in RECIPES}
+    promised = {"quickstart.yaml", "multitask.yaml", "boom_0.6b.yaml", "boom_4b.yaml"}
+    assert promised <= {file.name for file in RECIPES}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.name)
@@ -27,7 +31,8 @@ def test_recipes_load(file, monkeypatch, tmp_path):
     recipe = load_recipe(file)
     assert recipe.name == file.stem
     for source in recipe.corpus.datasets:
-        assert not isinstance(source, FilesSource) or source.path.startswith(str(tmp_path))
+        if isinstance(source, FilesSource):
+            assert source.revision or source.path.startswith((str(tmp_path), "hf://datasets/cfli/bge-full-data@"))
 
 
 def test_quickstart_is_what_the_issue_asks_for():
@@ -42,6 +47,46 @@ def test_quickstart_is_what_the_issue_asks_for():
 def test_multitask_has_the_five_bags(monkeypatch):
     monkeypatch.setenv("BOOM_RAY_DATA", "/data")
     assert load_recipe(PROJECT / "jobs" / "recipes" / "multitask.yaml").bags.ratios == (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+# What the paper's scripts set (its repository at aabd1b55); the rest of both recipes is the same
+PAPER = {
+    "schedule": "batch_shuffle", "epochs": 1, "max_steps": None, "tail": "drop", "learning_rate": 5e-5,
+    "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "temperature": 0.02, "hard_negatives": 7,
+    "false_negative_margin": None, "accumulation": 1, "gradient_checkpointing": True, "offload": "none",
+}  # fmt: skip
+SMALL = {"batch_size": 256, "precision": "float16", "lora": None, "zero_stage": 1}
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LARGE = {"batch_size": 128, "precision": "bfloat16", "zero_stage": 3}
+
+
+@pytest.mark.parametrize("name", ["0.6b", "4b"])
+def test_the_papers_recipes_have_its_settings(name):
+    recipe = load_recipe(PROJECT / "jobs" / "recipes" / f"boom_{name}.yaml")
+    train = recipe.train.model_dump()
+    assert {key: train[key] for key in PAPER} == PAPER
+    own = SMALL if name == "0.6b" else {**LARGE, "lora": {"rank": 32, "alpha": 32, "dropout": 0.1, "targets": TARGETS}}
+    assert {key: train[key] for key in own} == own
+    base = recipe.base
+    assert (base.model, base.pooling, base.max_tokens) == (f"Qwen/Qwen3-{name.upper()}", "lasttoken", 512)
+    assert len(base.revision or "") == 40
+    assert (recipe.bags.kind, recipe.bags.ratios, recipe.bags.nested) == ("subset", (0.2, 0.4, 0.6, 0.8, 1.0), False)
+    merge = recipe.merge
+    assert (merge.method, merge.task_vectors, merge.weights) == ("multislerp", False, "ratio")
+    assert [source.name for source in recipe.corpus.datasets] == list(catalogue.names("english"))
+
+
+@pytest.mark.parametrize("name", ["0.6b", "4b"])
+def test_the_papers_recipes_are_planned_without_a_network(name, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a plan went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    _, steps = plan(PROJECT / "jobs" / "recipes" / f"boom_{name}.yaml", run_dir=tmp_path / "run")
+    named = [step.name for step in steps]
+    assert named[:4] == ["corpus", "start", "tokens", "bags"]
+    assert [name for name in named if name.startswith("member-")] == [f"member-{i}" for i in range(5)]
+    assert not any(step.done for step in steps)
 
 
 @pytest.mark.parametrize("file", OTHERS, ids=lambda f: f.relative_to(PROJECT).as_posix())

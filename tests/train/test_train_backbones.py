@@ -1,5 +1,5 @@
-"""BERT, XLM-R, ModernBERT and Qwen3 on the whole way: imported, trained for a few steps, written as members, and read by
-sentence-transformers; and the bases that cannot be trained."""
+"""BERT, XLM-R, ModernBERT and Qwen3 on the whole way: imported, trained for a few steps, written as members, and read
+by sentence-transformers; and the bases that cannot be trained."""
 
 from __future__ import annotations
 
