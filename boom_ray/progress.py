@@ -31,7 +31,8 @@ class Watched(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """One member's line: steps done of all, mean of the last losses, texts per second, seconds left."""
+    """One member's line: steps done of all, mean of the last losses, texts and tokens per second, share of the time
+    that it waited for data, seconds left."""
 
     name: str
     bag: str
@@ -40,6 +41,8 @@ class State:
     loss: float | None
     speed: float | None
     left: float | None
+    tokens: float | None = None
+    waited: float | None = None
 
 
 def read_state(member: Watched, bag: str) -> State:
@@ -59,8 +62,9 @@ def read_state(member: Watched, bag: str) -> State:
     counted = records[1:] or records
     speed = sum(r["texts"] for r in counted) / max(seconds, 1e-9)
     loss = sum(r["loss"] for r in records) / len(records)
+    tokens, waited = (sum(r[key] for r in counted) / max(seconds, 1e-9) for key in ("tokens", "waited"))
     left = (member.steps - done) * seconds / len(counted)
-    return State(member.name, bag, done, member.steps, loss, speed, left)
+    return State(member.name, bag, done, member.steps, loss, speed, left, tokens, waited)
 
 
 class Watch:
@@ -85,11 +89,13 @@ class Watch:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for column in ("member", "bag", "step", "loss", "texts/s", "left"):
+        for column in ("member", "bag", "step", "loss", "texts/s", "tokens/s", "waiting", "left"):
             table.add_column(column, justify="left" if column in ("member", "bag") else "right")
         for state in (read_state(*m) for m in self._members):
             done = f"{state.step}/{state.steps}"
-            table.add_row(state.name, state.bag, done, _number(state.loss), _number(state.speed), _clock(state.left))
+            waited = "-" if state.waited is None else f"{100 * state.waited:.1f} %"
+            speeds = (_number(state.speed), "-" if state.tokens is None else f"{state.tokens:,.0f}", waited)
+            table.add_row(state.name, state.bag, done, _number(state.loss), *speeds, _clock(state.left))
         return table
 
 

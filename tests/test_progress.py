@@ -20,7 +20,7 @@ class Member:
 
 def _log(file: Path, losses: list[float], seconds: float = 2.0, texts: int = 10) -> None:
     lines = [{"name": "member-0", "steps": 100, "started": 0}]
-    lines += [{"step": i, "loss": loss, "seconds": seconds, "texts": texts} for i, loss in enumerate(losses)]
+    lines += [{"step": i, "loss": loss, "seconds": seconds, "texts": texts, "tokens": 9, "waited": 0.5} for i, loss in enumerate(losses)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -45,9 +45,9 @@ def test_figures_are_means_over_the_last_steps(tmp_path):
 def test_one_step_is_enough_for_figures_and_the_last_has_no_time_left(tmp_path):
     member = Member("member-0", 2, tmp_path / "log.jsonl")
     _log(member.log_file, [4.0])
-    assert read_state(member, "") == State("member-0", "", 1, 2, 4.0, 5.0, 2.0)
+    assert read_state(member, "") == State("member-0", "", 1, 2, 4.0, 5.0, 2.0, 4.5, 0.25)
     _log(member.log_file, [4.0, 2.0])
-    assert read_state(member, "") == State("member-0", "", 2, 2, 3.0, 5.0, 0.0)
+    assert read_state(member, "") == State("member-0", "", 2, 2, 3.0, 5.0, 0.0, 4.5, 0.25)
 
 
 def test_a_line_that_is_being_written_is_left_for_the_next_look(tmp_path):
@@ -85,4 +85,4 @@ def test_a_terminal_gets_a_table_of_all(tmp_path, monkeypatch):
         watcher.tick()
     text = screen.getvalue()
     assert all(word in text for word in ("member", "bag", "step", "loss", "texts/s", "left"))
-    assert all(word in text for word in ("member-0", "40%", "2/9", "0:14"))
+    assert all(word in text for word in ("waiting", "member-0", "40%", "2/9", "25.0 %", "0:14"))

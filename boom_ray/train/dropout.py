@@ -79,11 +79,15 @@ def attention(
             module, query, key, value, attention_mask, dropout=0.0, scaling=scaling, **options
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _Attention.apply(query, key, value, attention_mask, dropout, scale).transpose(1, 2).contiguous(), None
+    return _Attention.apply(query, key, value, attention_mask, dropout, scale), None
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(scale * query @ key') with dropout, times value; keeps the probabilities and one byte of mask each."""
+    """softmax(scale * query @ key') with dropout, times value, as [B, T, H, D].
+
+    Of a pair of tokens it keeps one byte, the mask: the probabilities are computed again, which costs a tenth of what
+    they cost with their gradients, and they would be a quarter of all that a layer keeps.
+    """
 
     @staticmethod
     def forward(
@@ -95,24 +99,30 @@ class _Attention(torch.autograd.Function):
         p: float,
         scale: float,
     ) -> torch.Tensor:
-        scores = (query * scale) @ key.transpose(-1, -2)
-        if allowed is not None:
-            scores.masked_fill_(~allowed, float("-inf"))
-        shares = torch.softmax(scores, dim=-1)
+        shares = _shares(query, key, allowed, scale)
         keep, ctx.kept = kept(shares, p)
         ctx.scale = scale
-        out = torch.mul(shares, keep, out=scores) @ (value / ctx.kept)
-        ctx.save_for_backward(query, key, value, shares, keep, out)
+        out = (shares.mul_(keep) @ (value / ctx.kept)).transpose(1, 2).contiguous()
+        ctx.save_for_backward(query, key, value, allowed, keep, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, shares, keep, out = ctx.saved_tensors
-        gradient = gradients[0] / ctx.kept
+        query, key, value, allowed, keep, out = ctx.saved_tensors
+        shares = _shares(query, key, allowed, ctx.scale)
+        gradient = gradients[0].transpose(1, 2) / ctx.kept
         left = shares * keep
         for_value = left.transpose(-1, -2) @ gradient
         for_scores = torch.matmul(gradient, value.transpose(-1, -2), out=left).mul_(keep)
-        for_scores.sub_((gradients[0] * out).sum(-1, keepdim=True)).mul_(shares)  # softmax' own derivative
+        own = (gradients[0] * out).sum(-1).transpose(1, 2)
+        for_scores.sub_(own.unsqueeze(-1)).mul_(shares)  # softmax' own derivative
         for_query = (for_scores @ key).mul_(ctx.scale)
         for_key = (for_scores.transpose(-1, -2) @ query).mul_(ctx.scale)
         return for_query, for_key, for_value, None, None, None
+
+
+def _shares(query: torch.Tensor, key: torch.Tensor, allowed: torch.Tensor | None, scale: float) -> torch.Tensor:
+    scores = (query * scale) @ key.transpose(-1, -2)
+    if allowed is not None:
+        scores.masked_fill_(~allowed, float("-inf"))
+    return torch.softmax(scores, dim=-1)

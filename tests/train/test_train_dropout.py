@@ -50,7 +50,8 @@ def test_attention_is_the_formula_and_has_its_gradient(masked):
     torch.manual_seed(3)
     keep, share = kept(torch.empty(2, 3, 5, 5), p)
     scores = (0.7 * query @ key.transpose(-1, -2)).masked_fill(~allowed, float("-inf"))
-    assert torch.allclose(ours(query, key, value), (scores.softmax(-1) * keep / share) @ value, atol=1e-12)
+    expected = (scores.softmax(-1) * keep / share) @ value
+    assert torch.allclose(ours(query, key, value), expected.transpose(1, 2), atol=1e-12)
     assert torch.autograd.gradcheck(ours, (query, key, value))
 
 
