@@ -260,6 +260,14 @@ class Recipe(Frozen):
     search: Search = Search()
     evaluate: Evaluate = Evaluate()
 
+    @model_validator(mode="after")
+    def _enough_members(self) -> Recipe:
+        counted = {"subset": len(self.bags.ratios), "bootstrap": len(self.bags.ratios), "groups": len(self.bags.groups)}
+        members, needed = counted.get(self.bags.kind), self.resources.min_members
+        if members is not None and needed is not None and needed > members:
+            raise ValueError(f"resources.min_members ({needed}) is more than the {members} members that bags makes")
+        return self
+
     def to_yaml(self) -> str:
         """The resolved recipe, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

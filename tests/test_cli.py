@@ -179,6 +179,22 @@ def test_a_plan_lists_every_step_and_makes_nothing(recipe, tmp_path):
     assert not loaded & {"torch", "ray", "transformers", "mteb", "deepspeed", "matplotlib"}
 
 
+def test_a_plan_for_a_cluster_shows_who_trains_when(call, recipe, tmp_path):
+    wanted = ("--cluster", "2x4xH100", "--rows", "36000", "--rows-per-second", "10", "--set", "resources.price=2")
+    code, out, err = call("plan", recipe, "--run-dir", tmp_path / "run", *wanted, "--json", tmp_path / "plan.json")
+    assert code == 0, err
+    assert "member-1  100 %" in out
+    assert "no plan can beat" in out
+    assert "cost at 2 a device-hour" in out
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["ensemble"]["slots"] == 8
+    assert written["ensemble"]["lower_bound"] <= written["ensemble"]["makespan"] < 3600
+    assert [step["name"] for step in written["steps"]][-1] == "publish"
+    assert not (tmp_path / "run").exists()
+    _one_message(call("plan", recipe, "--set", "resources.min_members=3"), "min_members (3)", "2 members")
+    assert call("plan", recipe, "--cluster", "4by8")[0] == 2
+
+
 def test_merge_writes_a_directory_and_says_where(call, small_base, tmp_path):
     models = [{"model": str(small_base(seed)), "parameters": {"weight": 0.5}} for seed in (1, 2)]
     (tmp_path / "merge.yml").write_text(yaml.safe_dump({"merge_method": "multislerp", "models": models}))
