@@ -96,7 +96,7 @@ class ZeroState:
         return safe_get_full_optimizer_state(parameter, kind)
 
     def write(self, kind: str, name: str, value: torch.Tensor) -> None:
-        parameter = self._parameters[name]
+        parameter: Any = self._parameters[name]
         if self._in_parts:
             self._write_part(kind, parameter, value)
         else:

@@ -1,9 +1,9 @@
-"""What one rank of a group of CPU processes does for test_checkpoint_ranks.py.
+"""What one rank of a pair of CPU processes does for test_checkpoint_ranks.py.
 
-    python checkpoint_ranks.py RANK WORLD FOLDER
+    python checkpoint_ranks.py RANK FOLDER
 
-FOLDER holds ``base`` and ``tokens``. Two ranks train under each case of ``CASES``, undisturbed and with an
-end in between; one rank goes on from a checkpoint of two, as soon as that is there.
+FOLDER holds ``base`` and ``tokens``. The pair trains under each case of ``CASES``: undisturbed below ``whole``, with an
+end in between below ``halves``; what ``ALONE`` was then is copied to ``alone``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from boom_ray.train import checkpoint, member
 from boom_ray.train.engine import DeepSpeedEngine
 from boom_ray.train.member import MemberTask, StepLog, Trained
 
-EVERY, STOP = 4, 10
+EVERY, STOP, STEPS = 4, 6, 8
 CASES = {
     "zero-0": {"zero_stage": 0},
     "zero-1": {"zero_stage": 1, "averages": Averages(ema=0.9, last=2, every=3)},
@@ -36,12 +35,12 @@ CASES = {
     "bfloat16-1": {"zero_stage": 1, "precision": "bfloat16"},
     "bfloat16-3": {"zero_stage": 3, "precision": "bfloat16"},
 }
-ALONE = "zero-1"  # goes on with one rank
+ALONE = "zero-1"  # one process goes on from it
 
 
 def schedule(store: TokenStore) -> list[Batch]:
     bag = {d["name"]: np.flatnonzero(store.dataset == i) for i, d in enumerate(store.datasets)}
-    return [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 2, 5, epoch).batches][:16]
+    return [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 2, 5, epoch).batches][:STEPS]
 
 
 def task_of(folder: Path, case: str, root: str) -> MemberTask:
@@ -89,27 +88,17 @@ def pair(folder: Path, rank: int) -> None:
         fit(task, STOP)
         dist.barrier()
         if case == ALONE and rank == 0:
-            shutil.copytree(folder / "halves", folder / "copy")
-            (folder / "copy").rename(folder / "alone")
+            shutil.copytree(folder / "halves", folder / "alone")
         dist.barrier()
         fit(from_newest(task))
 
 
-def alone(folder: Path) -> None:
-    deadline = time.monotonic() + 300
-    while not (folder / "alone").is_dir():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    fit(from_newest(task_of(folder, ALONE, "alone")))
-
-
-def main(rank: int, world: int, folder: Path) -> None:
+def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
-    pair(folder, rank) if world == 2 else alone(folder)
-    dist.barrier()
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    pair(folder, rank)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,7 +1,4 @@
-"""Two ranks over DeepSpeed that end in between and go on leave the bytes of two that did not; one goes on from two.
-
-All figures come from two groups of processes that run beside each other: imports dominate.
-"""
+"""Two ranks over DeepSpeed that end in between and go on leave the bytes of two that did not; one goes on from two."""
 
 from __future__ import annotations
 
@@ -14,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from boom_ray.data.tokens import TokenStore
+from boom_ray.train.member import train_plain
 
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
 FREE = "attention.self.key.bias"  # moves by rounding alone: see test_train_ranks.py
@@ -28,7 +28,8 @@ def _script() -> Any:
     return checkpoint_ranks
 
 
-CASES, ALONE = _script().CASES, _script().ALONE
+RANKS = _script()
+CASES, ALONE = RANKS.CASES, RANKS.ALONE
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,13 @@ def folder(small_tokenizer: Path, small_tokens: Path, tmp_path_factory: pytest.T
     build_base(odd, small_tokenizer, folder / "base", "mean", MAX_TOKENS, 0)
     (folder / "tokens").symlink_to(small_tokens)
     processes = []
-    for world in (1, 2):
-        for rank in range(world):
-            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
-            log = open(folder / f"log-{world}-{rank}", "w")  # noqa: SIM115  (lives as long as the process)
-            command = [sys.executable, str(SCRIPT), str(rank), str(world), str(folder)]
-            processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
+    for rank in (0, 1):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "LOCAL_RANK": "0"}
+        log = open(folder / f"log-{rank}", "w")  # noqa: SIM115  (lives as long as the process)
+        command = [sys.executable, str(SCRIPT), str(rank), str(folder)]
+        processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), log))
     try:
-        for process, log in reversed(processes):
+        for process, log in processes:
             assert process.wait(timeout=300) == 0, Path(log.name).read_text()[-3000:]
     finally:
         for process, log in processes:
@@ -89,10 +89,12 @@ def test_their_averages_are_the_same_too(folder, average):
     assert whole == halves
 
 
-def test_one_rank_goes_on_from_two(folder):
-    """The same rows in the same order; weights as far apart as the order of additions makes them."""
+def test_one_process_goes_on_from_two(folder):
+    """On plain torch. The same rows in the same order; weights as far apart as the order of additions makes them."""
     from safetensors.torch import load_file
 
+    task = RANKS.task_of(folder, ALONE, "alone")
+    train_plain(task, RANKS.schedule(TokenStore(folder / "tokens")))
     assert _rows(folder, "alone", ALONE) == _rows(folder, "whole", ALONE)
     one, two = (load_file(_member(folder, root, ALONE) / "model.safetensors") for root in ("alone", "whole"))
     base = load_file(folder / "base" / "model.safetensors")
@@ -102,4 +104,4 @@ def test_one_rank_goes_on_from_two(folder):
     assert moved > 0
     assert apart <= 1e-3 * moved
     meta = json.loads((_member(folder, "alone", ALONE) / "manifest.json").read_text())["meta"]
-    assert (meta["width"], meta["steps"]) == (1, len(_rows(folder, "whole", ALONE)))
+    assert (meta["width"], meta["steps"]) == (1, RANKS.STEPS)
