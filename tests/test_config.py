@@ -105,7 +105,7 @@ WRONG = [
     ("train.learning_rate", 0, "greater than 0"),
     ("train.learning_rate", float("nan"), "train.learning_rate"),
     ("train.learning_rate", float("inf"), "train.learning_rate"),
-    ("train.precision", "float16", "train.precision"),
+    ("train.precision", "float8", "train.precision"),
     ("train.zero_stage", 4, "train.zero_stage"),
     ("train", {"precision": "bfloat16", "zero_stage": 0}, "float32 copy of the weights"),
     ("train.schedule", "random", "batch_shuffle"),
