@@ -27,7 +27,8 @@ from boom_ray.preparation import (
     warm_base,
 )
 from boom_ray.recipe import load_recipe
-from boom_ray.records import forget, record_failure
+from boom_ray.records import drop_checkpoints, forget, record_failure
+from boom_ray.report.layout import duration
 from boom_ray.report.summary import write_summary
 from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run_keys, with_found_miners
 
@@ -146,6 +147,7 @@ def _carry_out(run: Run) -> Run:
 def _members(run: Run) -> Run:
     from boom_ray.train.placing import ensemble_plan, member_jobs, missing_members
 
+    drop_checkpoints(run.ledger, run.keys.members)
     todo = missing_members(run.ledger, run.keys)
     if not todo:
         return run
@@ -163,7 +165,8 @@ def _members(run: Run) -> Run:
     plan = ensemble_plan(recipe, jobs, node_resources(), speed)
     work = {f"member-{i}": member for i, member in members.items()}
     shape = ", ".join(f"{p.name} on {p.width}" for p in plan.placements)
-    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {plan.limits.slots} worker slots")
+    lasting = f", about {duration(plan.makespan)}" if plan.timed else ""
+    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {plan.limits.slots} worker slots{lasting}")
     watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
     grams = GrowingGrams(_gram_task(run))
     with watch(watched) as shown:
