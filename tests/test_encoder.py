@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -124,8 +125,13 @@ def test_the_directory_is_the_portable_dialect(small_base):
 def test_chunks_cover_every_index_once_within_the_budget(lengths, budget):
     chunks = length_chunks(lengths, budget)
     assert sorted(i for c in chunks for i in c) == list(range(len(lengths)))
-    for chunk in chunks:
-        assert len(chunk) == 1 or len(chunk) * max(lengths[i] for i in chunk) <= budget
+    for chunk, after in itertools.zip_longest(chunks, chunks[1:]):
+        sizes = [max(1, lengths[i]) for i in chunk]
+        assert len(chunk) == 1 or len(chunk) * sizes[0] <= budget
+        assert len(chunk) * sizes[0] - sum(sizes) <= budget // 16
+        if after is not None:  # it is full, or the next text would bring too much padding
+            sizes.append(max(1, lengths[after[0]]))
+            assert len(sizes) * sizes[0] > budget or len(sizes) * sizes[0] - sum(sizes) > budget // 16
     flat = [lengths[i] for c in chunks for i in c]
     assert flat == sorted(lengths, reverse=True)
     assert [i for c in chunks for i in c] == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
