@@ -16,21 +16,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from boom_ray.config import Train
+from boom_ray.config import Lora, Train
 from boom_ray.data.batches import BatchReader, DrawSettings, TrainBatch, slice_of
 from boom_ray.data.schedule import MIXED, Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
-from boom_ray.train.cache import batch_encoder
+from boom_ray.train.cache import BatchEncoder, batch_encoder
 from boom_ray.train.engine import DeepSpeedEngine, PlainEngine, freeze_unused
 from boom_ray.train.gather import gather_rows
 from boom_ray.train.loop import LoopSettings, global_loss, train
+from boom_ray.train.lora import adapt
 from boom_ray.train.meter import StepRecord
 
 STEPS = 20
+FEW = 7  # two updates of three batches, and one of a single batch
 STAGES = (0, 1, 2, 3)
 GRAPH_TOKENS = {0: None, 1: 0, 2: 600, 3: 300}  # of 1,000 to 2,000 in a batch
 DRAW = DrawSettings(1, 3)
+HAS_FLOAT16 = torch.ops.mkldnn._is_mkldnn_fp16_supported()
 # dataset, rows of the global batch: even and uneven slices, fewer rows than ranks, every kind of loss and mask
 CASES = [
     *(("ask", 16), ("ask", 13), ("ask", 2), ("ask", 1)),
@@ -39,8 +42,19 @@ CASES = [
 ]
 
 
-def settings(zero_stage: int = 0, precision: str = "float32") -> Train:
-    return Train(
+LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("query", "value", "dense"))
+# settings that must not change what one rank on plain torch computes, by name; those of a group share that run
+EXTRAS: dict[str, dict[str, Any]] = {
+    **{f"accumulated-{stage}": {"zero_stage": stage, "accumulation": 3} for stage in STAGES},
+    **{f"adapted-{stage}": {"zero_stage": stage, "lora": LORA} for stage in STAGES},
+    **{f"offloaded-{stage}": {"zero_stage": stage, "offload": "optimizer", "accumulation": 3} for stage in (1, 2)},
+    "offloaded-3": {"zero_stage": 3, "offload": "weights", "accumulation": 3},
+}
+PLAIN: dict[str, dict[str, Any]] = {"accumulated": {"accumulation": 3}, "adapted": {"lora": LORA}}
+
+
+def settings(zero_stage: int = 0, **changes: Any) -> Train:
+    train = Train(
         batch_size=16,
         learning_rate=1e-3,
         temperature=0.05,
@@ -50,9 +64,9 @@ def settings(zero_stage: int = 0, precision: str = "float32") -> Train:
         zero_stage=zero_stage,
         chunk_tokens=256,
         graph_tokens=GRAPH_TOKENS[zero_stage],
-        precision=precision,
         false_negative_margin=0.02,
     )
+    return train.model_copy(update=changes)
 
 
 def main(rank: int, world: int, folder: Path) -> None:
@@ -63,23 +77,43 @@ def main(rank: int, world: int, folder: Path) -> None:
     for stage in STAGES:
         out[f"zero-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, settings(stage))
     for stage in (1, 3):
-        out[f"bfloat16-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, settings(stage, "bfloat16"))
+        halved = settings(stage, precision="bfloat16")
+        out[f"bfloat16-{stage}"] = steps(folder, store, rank, world, DeepSpeedEngine, halved)
+    for name, changes in EXTRAS.items():
+        out[name] = steps(folder, store, rank, world, DeepSpeedEngine, settings(**changes), FEW)
+    if HAS_FLOAT16:
+        halved = settings(1, precision="float16")
+        out["float16"] = steps(folder, store, rank, world, DeepSpeedEngine, halved)
+        for stage in (1, 3):
+            halved = settings(stage, precision="float16")
+            out[f"overflow-{stage}"] = steps(folder, store, rank, world, overflowing, halved, 14)
     if world == 1:
         out["plain"] = steps(folder, store, rank, world, PlainEngine, settings())
+        for name, changes in PLAIN.items():
+            out[name] = steps(folder, store, rank, world, PlainEngine, settings(**changes), FEW)
     if rank == 0:
         torch.save(out, folder / f"out-{world}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def load(folder: Path) -> Encoder:
+def overflowing(model: BatchEncoder, train: Train) -> DeepSpeedEngine:
+    """An engine whose first gradients are too large for float16."""
+    engine = DeepSpeedEngine(model, train)
+    engine._loss_scale.cur_scale = 2.0**20
+    return engine
+
+
+def load(folder: Path, lora: Lora | None = None) -> Encoder:
     encoder = Encoder.load(folder / "base", device="cpu")
+    if lora is not None:
+        adapt(encoder.backbone, lora, 7)
     freeze_unused(encoder.backbone, encoder.pooling, encoder.pad_id)
     return encoder
 
 
-def loop_settings(train: Train) -> LoopSettings:
-    return LoopSettings("member-0", train, STEPS, 3)
+def loop_settings(train: Train, count: int = STEPS) -> LoopSettings:
+    return LoopSettings("member-0", train, count, 3)
 
 
 def part(store: TokenStore, step: int, batch: Batch, rank: int, world: int) -> TrainBatch:
@@ -109,17 +143,19 @@ def gradients(folder: Path, store: TokenStore, name: str, count: int, rank: int,
     return {"loss": losses, "gradients": found, "digest": everyone.digest}
 
 
-def steps(folder: Path, store: TokenStore, rank: int, world: int, engine: Any, recipe: Train) -> dict[str, Any]:
+def steps(
+    folder: Path, store: TokenStore, rank: int, world: int, engine: Any, recipe: Train, count: int = STEPS
+) -> dict[str, Any]:
     """Steps of the real loop over batches of all datasets, one of them with fewer rows than ranks."""
-    encoder = load(folder)
+    encoder = load(folder, recipe.lora)
     bag = {d["name"]: np.flatnonzero(store.dataset == i) for i, d in enumerate(store.datasets)}
     bag["alike"], bag["ask"] = bag["alike"][:17], bag["ask"][:49]  # tails of one row
-    plan = [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 1, 5, epoch).batches][:STEPS]
-    assert len(plan) == STEPS
+    plan = [b for epoch in (0, 1) for b in batch_shuffle(bag, dict.fromkeys(bag, 16), 1, 5, epoch).batches][:count]
+    assert len(plan) == count
     batches = [part(store, step, b, rank, world) for step, b in enumerate(plan)]
     records: list[StepRecord] = []
     running = engine(batch_encoder(encoder, recipe), recipe)
-    train(running, batches, loop_settings(recipe), records.append)
+    train(running, batches, loop_settings(recipe, count), records.append)
     weights = {n: tensor.clone() for n, tensor in running.tensors()}
     assert {n: tuple(w.shape) for n, w in weights.items()} == running.shapes
     before = dict(load(folder).backbone.named_parameters())
