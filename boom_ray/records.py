@@ -4,6 +4,7 @@ that were final. Small files that a person can read and delete."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -59,6 +60,14 @@ def forget(ledger: Ledger, keys: Sequence[Key]) -> None:
         if not ledger.has(key):
             for folder in ("placement", "failures"):
                 (ledger.root / folder / f"{key.name}.json").unlink(missing_ok=True)
+
+
+def drop_checkpoints(ledger: Ledger, members: Sequence[Key]) -> None:
+    """Delete the checkpoints of all but the members that have not landed: of others nobody goes on from them."""
+    wanted = {key.name for key in members if not ledger.has(key)}
+    for folder in (ledger.root / "scratch" / "members").glob("*/checkpoints"):
+        if folder.parent.name not in wanted:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def lost_members(recipe: Recipe, ledger: Ledger, members: Sequence[Key]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ RAY = {
     "search.trials", "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
 }  # fmt: skip
 ONLY = {
-    "deepspeed": {"train.engine"},
+    "deepspeed": {"train.engine", "train.state"},
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},

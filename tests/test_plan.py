@@ -242,3 +242,25 @@ def test_an_imported_base_has_no_warm_up():
     assert "warm base" not in [s.name for s in steps(keys, lambda _: False, {})]
     cold = derive_keys(_recipe(("base.build.warm_steps", 0)), WORLD)
     assert cold.base == cold.start
+
+
+def test_averages_are_scored_as_controls_and_merged_by_nobody():
+    """They make members new, because these have to train again, but not the base; without them in the table they are
+    made all the same."""
+    settings = ("train.averages", {"ema": 0.99, "last": 4, "every": 5})
+    before, after = derive_keys(_recipe(), WORLD), derive_keys(_recipe(settings), WORLD)
+    names = [f"member-{i}-{average}" for i in range(3) for average in ("ema", "last4")]
+    assert list(after.averages) == names
+    assert len({key.identity for key in after.averages.values()}) == 6
+    assert {name for name in after.scores if name in names} == set(names)
+    assert all(after.models[name] == key for name, key in after.averages.items())
+    assert set(after.ensemble.values()) == set(after.members)
+    assert (before.averages, before.base) == ({}, after.base)
+    assert all(old != new for old, new in zip(before.members, after.members, strict=True))
+    one = derive_keys(_recipe(("train.averages", {"ema": None, "last": 2})), WORLD)
+    assert list(one.averages) == [f"member-{i}-last2" for i in range(3)]
+    hidden = derive_keys(_recipe(settings, ("evaluate.members", False)), WORLD)
+    assert not set(names) & set(hidden.scores)
+    assert hidden.averages == after.averages
+    lost = derive_keys(_recipe(settings), WORLD, lost=(1,))
+    assert list(lost.averages) == [name for name in names if "-1-" not in name]

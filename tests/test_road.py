@@ -29,6 +29,7 @@ def boom(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Complete
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("road")
     recipe = recipe_text(write_corpus(root / "corpus"), write_sets(root / "eval"))
+    recipe = recipe.replace("train: {", "train: {averages: {ema: 0.9, last: null, every: 2}, ")
     (root / "recipe.yaml").write_text(recipe)
     return root
 
@@ -82,7 +83,9 @@ def test_tables_report_and_members_at_the_same_moment(finished: tuple[Path, str]
     root, output = finished
     summary = json.loads((root / "report" / "summary.json").read_text())
     names = {m["name"] for m in summary["models"]}
-    assert names == {"base", "member-0", "member-1", "merge-ratio", "merge-uniform", "merge-searched"}
+    merges = {"merge-ratio", "merge-uniform", "merge-searched"}
+    assert names == {"base", "member-0", "member-1", "member-0-ema", "member-1-ema", *merges}
+    assert {m["name"] for m in summary["models"] if m["kind"] == "average"} == {"member-0-ema", "member-1-ema"}
     domains = {s["name"]: s["domain"] for s in summary["sets"]}
     assert domains == {"finding": "in_domain", "grading": "in_domain", "elsewhere": "out_of_domain"}
     for model in summary["models"]:

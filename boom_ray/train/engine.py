@@ -1,4 +1,4 @@
-"""Engines: who owns the optimiser. Plain torch on one device, or DeepSpeed; the only module that knows DeepSpeed."""
+"""Engines: who owns the optimiser. Plain torch on one device, or DeepSpeed, which only this module and `state` know."""
 
 from __future__ import annotations
 
