@@ -108,6 +108,9 @@ def make_tokens(run: Run) -> None:
     with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
         done = tokenise(run.path(keys.mined), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
         stage.meta.update(done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
+    if done["cut"]:
+        most = run.recipe.base.max_tokens
+        run.echo(f"  {done['cut']} of {done['texts']} texts are longer than base.max_tokens ({most}) and cut")
 
 
 def draw_bags(run: Run) -> None:

@@ -89,8 +89,8 @@ def tokenise(
         scratch: as in :func:`build_corpus`, for token shards.
 
     Returns:
-        ``{"rows", "texts", "tokens"}`` over the whole corpus; ``texts`` and ``tokens`` count queries, positives and
-        negatives.
+        ``{"rows", "texts", "tokens", "cut"}`` over the whole corpus; ``texts`` and ``tokens`` count queries, positives
+        and negatives, ``cut`` the texts that are longer than ``max_tokens``.
 
     Raises:
         BoomError: the directory holds no fast tokenizer.
@@ -111,7 +111,7 @@ def tokenise(
         shutil.move(job.target(shard), out)
     if scratch is None:
         shutil.rmtree(work)
-    return {key: sum(t[key] for t in totals) for key in ("rows", "texts", "tokens")}
+    return {key: sum(t.get(key, 0) for t in totals) for key in ("rows", "texts", "tokens", "cut")}
 
 
 def _units(corpus: Corpus, work: Path, evaluation: Path) -> tuple[list[Unit], list[str]]:

@@ -40,8 +40,13 @@ class _Numbers(dict[str, int]):
 
 
 class TextEncoder:
-    """``encoder(texts)`` gives token ids, special tokens and truncation as the file says."""
+    """``encoder(texts)`` gives token ids, special tokens and truncation as the file says.
 
+    Attributes:
+        cut: texts so far that were longer than the truncation allows.
+    """
+
+    cut: int
     _numbers: _Numbers
     _known: Ragged
     _characters: int
@@ -54,6 +59,7 @@ class TextEncoder:
         self._joint = _joint(raw)
         self._ends = self._special_tokens() if self._joint is not None else None
         self._truncation = raw["truncation"]
+        self.cut = 0
         self._forget()
 
     def __call__(self, texts: Sequence[str]) -> Ragged:
@@ -71,8 +77,10 @@ class TextEncoder:
         """Every distinct text encoded by itself."""
         numbers = _Numbers()
         order = np.fromiter(map(numbers.__getitem__, texts), np.int64, len(texts))
-        found = Ragged.of_lists([e.ids for e in self._tokenizer.encode_batch_fast(list(numbers))])
-        return found.take(order)
+        encoded = self._tokenizer.encode_batch_fast(list(numbers))
+        overlong = np.fromiter((bool(e.overflowing) for e in encoded), bool, len(encoded))
+        self.cut += int(overlong[order].sum())
+        return Ragged.of_lists([e.ids for e in encoded]).take(order)
 
     def _broken(self, text: str) -> str:
         if self._joint == "":
@@ -99,7 +107,11 @@ class TextEncoder:
         """Texts cut to their room, with the special tokens around them."""
         assert self._ends is not None
         first, last = self._ends
-        cut = bare if self._truncation is None else bare.cut(**_room(self._truncation, len(first) + len(last)))
+        cut = bare
+        if self._truncation is not None:
+            room = _room(self._truncation, len(first) + len(last))
+            self.cut += int((bare.lengths > room["most"]).sum())
+            cut = bare.cut(**room)
         whole = Ragged.of_lengths(cut.lengths + (len(first) + len(last)))
         values = np.empty(whole.total, np.int32)
         for place, token in enumerate(first):

@@ -195,10 +195,10 @@ class TokenJob:
 
 
 def tokenise_shard(rows: Path, job: TokenJob) -> dict[str, int]:
-    """Tokenise one row shard; returns how many rows, texts and tokens it holds. Whole, or not there."""
+    """Tokenise one row shard; returns how many rows, texts, tokens and cut texts it holds. Whole, or not there."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # in a worker, which has one core: the units are the parallelism
     encoder, known = _encoder(job.tokenizer, job.tokenizer.stat().st_mtime_ns), _known(job.datasets)
-    target, totals = job.target(rows), {"rows": 0, "texts": 0, "tokens": 0}
+    target, totals = job.target(rows), {"rows": 0, "texts": 0, "tokens": 0, "cut": -encoder.cut}
     temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     with pa.memory_map(str(rows)) as source, pa.ipc.new_file(str(temporary), TOKENS) as writer:
         reader = pa.ipc.open_file(source)
@@ -211,6 +211,7 @@ def tokenise_shard(rows: Path, job: TokenJob) -> dict[str, int]:
                 totals["tokens"] += len(batch.column(name).values.values)
             totals["texts"] += len(batch)
             totals["tokens"] += len(batch.column("query").values)
+    totals["cut"] += encoder.cut
     done = temporary.with_suffix(".json")
     done.write_text(json.dumps(totals), encoding="utf-8")
     os.replace(temporary, target)

@@ -135,3 +135,17 @@ def test_ragged_rows_are_taken_and_cut():
     assert rows.cut(2, from_left=False).values.tolist() == [1, 2, 4]
     assert rows.cut(2, from_left=True).values.tolist() == [2, 3, 4]
     assert rows.cut(0, from_left=True).lengths.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_texts_that_are_cut_are_counted_as_often_as_they_stand(kind, side):
+    tokenizer, ours = _pair(kind, 7, side)
+    texts = [*LINES, *LINES[:5], "a"]
+    tokenizer.no_truncation()
+    longer = sum(len(e.ids) > 7 for e in tokenizer.encode_batch(texts))
+    tokenizer.enable_truncation(7, direction=side)
+    assert 0 < longer < len(texts)
+    before = ours.cut
+    ours(texts)
+    assert ours.cut - before == longer
