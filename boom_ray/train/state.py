@@ -16,7 +16,8 @@ import torch.distributed as dist
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = ("weights", *MOMENTS)
-_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of DeepSpeed's dynamic loss scale
+# of DeepSpeed's dynamic loss scale
+_SCALER = {"cur_scale": float, "cur_iter": int, "last_overflow_iter": int, "cur_hysteresis": int}
 
 Counters = dict[str, float]
 
@@ -141,6 +142,6 @@ def _counters(adam: torch.optim.Optimizer, scaler: Any) -> Counters:
 def _count(adam: torch.optim.Optimizer, scaler: Any, counters: Counters) -> None:
     for state in adam.state.values():
         state["step"].fill_(counters["updates"])
-    for name in _SCALER:
+    for name, kind in _SCALER.items():
         if hasattr(scaler, name):
-            setattr(scaler, name, type(getattr(scaler, name))(counters[name]))
+            setattr(scaler, name, kind(counters[name]))

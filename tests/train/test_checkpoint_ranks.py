@@ -81,6 +81,14 @@ def test_two_ranks_that_go_on_leave_the_bytes_of_two_that_did_not_end(folder, ca
     assert metas[0]["order"] == metas[1]["order"]
 
 
+def test_float16_goes_on_with_the_scale_that_it_has_found(folder):
+    """Some updates are left out, because the loss scale is too large at first: they are not counted as updates."""
+    log = folder / "halves" / "scratch" / "members" / f"float16-3-{'0' * 16}.jsonl"
+    made = [json.loads(line)["grad_norm"] is not None for line in log.read_text().splitlines()[1:]]
+    assert not made[0]
+    assert made[-1]
+
+
 @pytest.mark.parametrize("average", ["ema", "last2"])
 def test_their_averages_are_the_same_too(folder, average):
     found = [sorted((folder / root / "members").glob(f"{ALONE}-{average}-*")) for root in ("whole", "halves")]
