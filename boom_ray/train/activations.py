@@ -19,9 +19,10 @@ def fit(backbone: torch.nn.Module) -> None:
         return
     for layer in backbone.modules():
         inner, outer = (getattr(layer, name, None) for name in ("intermediate", "output"))
-        if inner is not None and type(getattr(outer, "dense", None)) is torch.nn.Linear:
+        dense = getattr(outer, "dense", None)
+        if inner is not None and outer is not None and type(dense) is torch.nn.Linear:
             inner.intermediate_act_fn = torch.nn.Identity()
-            outer.dense = GeluLinear.of(outer.dense)
+            outer.dense = GeluLinear.of(dense)
 
 
 class GeluLinear(torch.nn.Linear):

@@ -124,9 +124,9 @@ class FlopRule:
     causal: bool
 
     @classmethod
-    def of(cls, backbone: torch.nn.Module) -> FlopRule:
+    def of(cls, backbone: Any) -> FlopRule:
         """Of a Hugging Face backbone. Sizes are read off its layers, because ZeRO 3 leaves parameters empty."""
-        config: Any = backbone.config
+        config = backbone.config
         linear = [
             (module.in_features * module.out_features, module.weight.requires_grad)
             for name, module in backbone.named_modules()
