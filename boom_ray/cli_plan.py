@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from boom_ray.config import Recipe
     from boom_ray.ledger import Ledger
     from boom_ray.plan import Keys
 
@@ -65,7 +66,7 @@ def plan(
     steps = list_steps(parsed, ledger, keys)
     todo = [step for step in steps if not step.done]
     typer.echo(f"{parsed.name}: {len(todo)} of {len(steps)} steps to do" if todo else f"{parsed.name}: nothing to do")
-    for line in [*plan_lines(steps), *lost_lines(ledger, keys)]:
+    for line in [*plan_lines(steps), *unfetched_lines(parsed, ledger, keys), *lost_lines(ledger, keys)]:
         typer.echo(line)
     written: dict[str, Any] = {"name": parsed.name, "steps": [asdict(step) for step in steps]}
     if cluster is not None:
@@ -81,6 +82,19 @@ def plan(
         written["ensemble"] = members.to_json(parsed.resources.price)
     if json_file:
         json_file.write_text(json.dumps(written, indent=1) + "\n")
+
+
+def unfetched_lines(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[str]:
+    """What the run fetches from the Hugging Face hub: a plan does without it."""
+    from boom_ray.config_corpus import FilesSource
+
+    files = [source for source in recipe.corpus.datasets if isinstance(source, FilesSource)]
+    remote = sum(source.origin.startswith("hf://") for source in files) if not ledger.has(keys.corpus) else 0
+    model = recipe.base.model
+    named = [f"{remote} datasets"] if remote else []
+    if model and not Path(model).is_dir() and not ledger.has(keys.start):
+        named.append(f"the base {model}")
+    return [f"Not fetched yet: {' and '.join(named)}; the run asks the Hugging Face hub for them."] if named else []
 
 
 def lost_lines(ledger: Ledger, keys: Keys) -> list[str]:

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from boom_ray import catalogue
+from boom_ray.cli_plan import unfetched_lines
 from boom_ray.config_corpus import FilesSource
 from boom_ray.recipe import load_recipe
-from boom_ray.runs import plan
+from boom_ray.runs import look_at, plan
 
 PROJECT = Path(__file__).parent.parent
 RECIPES = sorted((PROJECT / "jobs" / "recipes").glob("*.yaml"))
@@ -82,7 +83,10 @@ def test_the_papers_recipes_are_planned_without_a_network(name, tmp_path, monkey
         raise AssertionError("a plan went to the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    _, steps = plan(PROJECT / "jobs" / "recipes" / f"boom_{name}.yaml", run_dir=tmp_path / "run")
+    file = PROJECT / "jobs" / "recipes" / f"boom_{name}.yaml"
+    (told,) = unfetched_lines(*look_at(file, run_dir=tmp_path / "run"))
+    assert told.startswith(f"Not fetched yet: 31 datasets and the base Qwen/Qwen3-{name.upper()};")
+    _, steps = plan(file, run_dir=tmp_path / "run")
     named = [step.name for step in steps]
     assert named[:4] == ["corpus", "start", "tokens", "bags"]
     assert [name for name in named if name.startswith("member-")] == [f"member-{i}" for i in range(5)]
