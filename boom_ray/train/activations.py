@@ -42,11 +42,13 @@ class GeluLinear(torch.nn.Linear):
 
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx: Any, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(values, weight)
         return linear(gelu(values), weight, bias)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # in the precision of the forward pass
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         values, weight = ctx.saved_tensors
         gradient = gradients[0]
