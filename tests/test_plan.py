@@ -151,6 +151,13 @@ def test_where_and_how_wide_changes_nothing(changes, raw):
     assert _by(*changes, raw=raw) == set()
 
 
+def test_texts_that_end_otherwise_make_new_all_that_reads_the_base():
+    new = _by(("base.append_eos", True), raw=IMPORTED, world=IMPORTED_WORLD)
+    assert {"start", "tokens", "member-0", "score base"} <= new
+    assert not {"corpus", "bags"} & new
+    assert _by(("base.append_eos", False), raw=IMPORTED, world=IMPORTED_WORLD) == set()
+
+
 def test_the_place_of_a_base_changes_nothing():
     assert _by(("base.model", "/moved/x"), raw=IMPORTED, world=IMPORTED_WORLD) == set()
 
