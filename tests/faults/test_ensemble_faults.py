@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from road_data import recipe_text, write_corpus, write_sets
+from road_data import recipe_text, write_corpus
 
 from boom_ray.config import Checkpoints, Train
 from boom_ray.data.schedule import Batch, batch_shuffle
@@ -168,9 +168,9 @@ def test_a_run_goes_on_without_a_member_and_takes_it_in_later(tmp_path):
     from boom_ray.runs import look, look_at
     from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs
 
-    text = recipe_text(write_corpus(tmp_path / "corpus", 300), write_sets(tmp_path / "eval"), "[0.5, 0.8, 1.0]")
+    text = recipe_text(write_corpus(tmp_path / "corpus", 300), tmp_path, "[0.5, 0.8, 1.0]").partition("evaluate:")[0]
     text = text.replace("{max_width: 1}", "{max_width: 1, min_members: 2}").replace("trials: 16", "trials: 4")
-    text = text.replace("train: {", "train: {epochs: 40, ")
+    text = text.replace("train: {", "train: {epochs: 25, ")
     recipe, root = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(text)
     Ledger.open(root, "road")
