@@ -59,7 +59,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
 def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
     meta = ledger.manifest(key)["meta"]
     kept = ("ratio", "seed", "steps", "rows", "texts", "tokens", "width", "threads", "started", "finished", "losses")
-    seconds = (meta["finished"] - meta["started"]) * meta["width"]
+    seconds = (meta["finished"] - meta["started"] - meta.get("idle", 0.0)) * meta["width"]
     return {
         "name": f"member-{index}",
         "identity": key.identity,
@@ -173,7 +173,7 @@ def _timed(stage: str, label: str, manifest: Mapping[str, Any], cpus: int) -> di
     started, finished = meta.get("started", manifest["started"]), meta.get("finished", manifest["finished"])
     devices = meta.get("devices", meta.get("width", 1))
     devices = cpus if devices == "all" else devices
-    seconds = (finished - started) * devices
+    seconds = (finished - started - meta.get("idle", 0.0)) * devices
     return {"name": stage, "label": label, "started": started, "finished": finished, "device_seconds": seconds}
 
 

@@ -168,7 +168,11 @@ class Trained:
 
 class StepLog:
     """Every step of a member as a line of a scratch file, for the live table, and on a TensorBoard; its summary for the
-    manifest."""
+    manifest.
+
+    Attributes:
+        idle: seconds in which the member was not trained, between an interruption and the next start.
+    """
 
     def __init__(self, task: MemberTask, write: bool = True) -> None:
         self._task = task
@@ -177,26 +181,27 @@ class StepLog:
         self._board: Board | None = None
         self.records: list[StepRecord] = []
         self.started = time.time()
+        self.idle = 0.0
 
     def __enter__(self) -> StepLog:
         if self._write:
             self._task.log_file.parent.mkdir(parents=True, exist_ok=True)
-            if self._task.start:
-                self._cut_back()
-            self._stream = open(self._task.log_file, "a" if self._task.start else "w", encoding="utf-8")
-            if not self._task.start:
-                self._line({"name": self._task.name, "steps": self._task.steps, "started": self.started})
+            kept = self._kept() if self._task.start else []
+            head = {"name": self._task.name, "steps": self._task.steps, "started": self.started, "idle": self.idle}
+            text = "".join(f"{line}\n" for line in [json.dumps(head), *kept])
+            Ledger(self._task.root).write_text(str(self._task.log_file.relative_to(self._task.root)), text)
+            self._stream = open(self._task.log_file, "a", encoding="utf-8")
             self._board = Board(self._task.board, self._task.start)
         return self
 
-    def _cut_back(self) -> None:
+    def _kept(self) -> list[str]:
         """Take over the steps before the first; what an interrupted run logged after its checkpoint is done again."""
-        file = self._task.log_file
-        lines = file.read_text(encoding="utf-8").splitlines()[: 1 + self._task.start]
-        head, *steps = (json.loads(line) for line in lines)
-        self.started = head["started"]
-        self.records = [StepRecord.read(step) for step in steps]
-        Ledger(self._task.root).write_text(str(file.relative_to(self._task.root)), "\n".join(lines) + "\n")
+        ended = self._task.log_file.stat().st_mtime
+        first, *lines = self._task.log_file.read_text(encoding="utf-8").splitlines()[: 1 + self._task.start]
+        head = json.loads(first)
+        self.started, self.idle = head["started"], head["idle"] + max(0.0, time.time() - ended)
+        self.records = [StepRecord.read(json.loads(line)) for line in lines]
+        return lines
 
     def __exit__(self, *_: object) -> None:
         if self._stream and self._board:
@@ -216,4 +221,5 @@ class StepLog:
 
     def summary(self) -> dict[str, Any]:
         """Times of start and end, and what the steps were."""
-        return {"started": self.started, "finished": time.time(), **summarise(self.records)}
+        times = {"started": self.started, "finished": time.time(), "idle": self.idle}
+        return {**times, **summarise(self.records)}

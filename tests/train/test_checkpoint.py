@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,9 +150,12 @@ def test_an_interrupted_member_ends_as_an_undisturbed_one(make_task, batches, un
     begun = checkpoint.newest(task)
     assert begun is not None
     assert begun.step == at // EVERY * EVERY
+    hour_ago = time.time() - 3600
+    os.utime(task.log_file, (hour_ago, hour_ago))
     torch.manual_seed(at)
     train_plain(task, Interrupted(batches))
     assert _left(task) == _left(undisturbed)
+    assert 3600 <= Ledger(task.root).manifest(task.key)["meta"]["idle"] < 3660  # no device was held in between
     assert not task.checkpoint_folder.exists()
     assert checkpoint.newest(task) is None
 
