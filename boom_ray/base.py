@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from boom_ray.config import BoomError, BuildBase, Pooling
-from boom_ray.encoder import Encoder, end_texts, first_line, load_tokenizer, position_limit
+from boom_ray.encoder import Encoder, position_limit
+from boom_ray.model_files import end_texts, first_line, load_tokenizer
 
 
 def resolve_base(model: str, revision: str | None) -> Path:
@@ -34,7 +35,7 @@ def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: in
     """Write a base checkpoint as a portable directory in float32; its tokenizer ends texts where that is asked for.
 
     Raises:
-        BoomError: see :meth:`Encoder.load` and :func:`boom_ray.encoder.end_texts`.
+        BoomError: see :meth:`Encoder.load` and :func:`boom_ray.model_files.end_texts`.
     """
     encoder = Encoder.load(source, device="cpu")
     if append_eos:

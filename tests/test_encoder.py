@@ -20,7 +20,8 @@ from small_qwen import write_qwen
 
 from boom_ray.base import import_base, resolve_base
 from boom_ray.config import BoomError
-from boom_ray.encoder import Encoder, embed, length_chunks, load_tokenizer, pool
+from boom_ray.encoder import Encoder, embed, length_chunks, pool
+from boom_ray.model_files import load_tokenizer
 
 TEXTS = [" ".join(WORDS[i : i + n]) for i, n in enumerate([1, 5, 2, 30, 9, 1, 17, 3])] + ["x", "not blueship 3"]
 

@@ -19,7 +19,7 @@ ROOT = Path(boom_ray.__file__).parent
 ORDER = [
     ("config_corpus",),
     ("config",),
-    ("catalogue",),
+    ("catalogue", "model_files"),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
     ("placement", "failures"),
     ("records",),
@@ -47,6 +47,7 @@ RAY = {
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
+    "peft": {"train.lora"},
     "mteb": {"evaluate.tasks", "evaluate.score"},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},

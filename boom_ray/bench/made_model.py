@@ -33,7 +33,7 @@ def make_model(shape: Shape, max_tokens: int, out: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
-    from boom_ray.encoder import write_modules
+    from boom_ray.model_files import write_modules
 
     config = Qwen3Config(
         vocab_size=shape.vocab,

@@ -19,8 +19,9 @@ from boom_ray.base import import_base
 from boom_ray.config import BoomError, Pooling, Train
 from boom_ray.data.schedule import Batch
 from boom_ray.data.tokens import TokenStore, save_effective_tokenizer
-from boom_ray.encoder import Encoder, load_tokenizer
+from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
+from boom_ray.model_files import load_tokenizer
 from boom_ray.train.member import MemberTask, train_plain
 
 TEXTS = [" ".join(WORDS[i : i + n]) for i, n in enumerate([1, 5, 2, 30, 9, 1, 17, 3])] + ["x", "not blueship 3"]

@@ -105,9 +105,8 @@ def test_float16_moves_as_float32_does(results, world):
 
 @pytest.mark.skipif(not HAS_FLOAT16, reason="this CPU does not compute in float16")
 @pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("stage", [1, 3])
-def test_float16_skips_updates_until_its_loss_scale_fits(results, world, stage):
-    run = results[world][f"overflow-{stage}"]
+def test_float16_skips_updates_until_its_loss_scale_fits(results, world):
+    run = results[world]["overflow"]
     skipped = [norm is None for norm in run["norms"] if norm != 0]  # a batch of one row has nothing to learn from
     assert skipped[:2] == [True, True]
     assert skipped[-2:] == [False, False]
