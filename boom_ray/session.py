@@ -65,12 +65,14 @@ def running_nodes() -> list[Mapping[str, float]]:
         BoomError: there is none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # of a head that is gone its address may be left
     import ray
 
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
-        raise BoomError(f"no Ray cluster answers ({error}). Describe one instead, as in --cluster 4x8.") from None
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BoomError(f"no Ray cluster answers ({reason}). Describe one instead, as in --cluster 4x8.") from None
     try:
         return node_resources()
     finally:
