@@ -38,7 +38,7 @@ def test_a_kill_at_every_write_boundary_of_a_checkpoint_costs_no_byte(small_toke
     tiny = BuildBase(layers=1, hidden=16, heads=1, vocab=300, warm_steps=0, learning_rate=1e-3)
     build_base(tiny, small_tokenizer, tmp_path / "base", "mean", MAX_TOKENS, 0)
     (tmp_path / "tokens").symlink_to(small_tokens)
-    done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path)], capture_output=True, text=True, timeout=560)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     kinds = {what.split()[0] for what, *_ in outcomes}
