@@ -15,6 +15,8 @@ from boom_ray.plan import MERGES, Cost, Keys
 from boom_ray.records import frozen
 from boom_ray.resources import Measured, Speed, fit_speed
 
+_WARM_STEPS = 20  # that a warm-up has at least where it stands for members: a few steps are chance
+
 
 def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
     """Costs by step name."""
@@ -83,7 +85,8 @@ def _corpus_rows(ledger: Ledger, keys: Keys) -> int | None:
 def measured_speed(ledger: Ledger, keys: Keys, recipe: Recipe) -> Speed | None:
     """Rows per second of one worker, and what width costs, as members on this base and these tokens have shown.
 
-    Before any has been trained the warm-up of the base speaks for them, worker's share by threads. None: nothing ran.
+    Before any has been trained a warm-up of the base that was long enough speaks for them, a worker's share by threads.
+    None: nothing is known.
     """
     members = [
         _measured(ledger, manifest)
@@ -93,7 +96,7 @@ def measured_speed(ledger: Ledger, keys: Keys, recipe: Recipe) -> Speed | None:
     if members or not ledger.has(keys.base):
         return fit_speed(members)
     meta = ledger.manifest(keys.base)["meta"]
-    if not meta.get("measured"):
+    if meta.get("steps", 0) < _WARM_STEPS or not meta.get("measured"):
         return None
     alone = _seconds(meta) * meta["threads"] / recipe.resources.cpus_per_worker
     return fit_speed([Measured(1, meta["rows"], alone)])

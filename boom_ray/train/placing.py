@@ -139,14 +139,16 @@ def forecast_jobs(
 ) -> tuple[list[Job], Speed | None]:
     """A run's missing members as they are known before they are drawn, and their speed.
 
-    Rows are exact once the bags are drawn; before, they follow from ``assumed.rows``. Without these, or where no speed
-    is known, the work is each member's share of the corpus and the speed None: times are relative.
+    Rows are exact once the bags are drawn; before, they follow from those of the corpus, or from ``assumed.rows`` while
+    there is none. Without these, or where no speed is known, the work is each member's share of the corpus and the speed
+    None: times are relative.
 
     Args:
         replan: as if no member had been started yet.
     """
     costs, todo = estimate(recipe, ledger, keys), missing_members(ledger, keys)
-    found = {i: costs[f"member-{i}"].rows or _assumed_rows(recipe, keys.rules[i].ratio, assumed.rows) for i in todo}
+    corpus = costs["corpus"].rows or assumed.rows
+    found = {i: costs[f"member-{i}"].rows or _assumed_rows(recipe, keys.rules[i].ratio, corpus) for i in todo}
     rows = {i: count for i, count in found.items() if count}
     speed = Speed(assumed.rows_per_second) if assumed.rows_per_second else measured_speed(ledger, keys, recipe)
     known = len(rows) == len(todo)

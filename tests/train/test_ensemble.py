@@ -214,7 +214,7 @@ def test_speed_is_what_members_of_this_base_have_shown(run):
     ledger, keys = run
     recipe = _recipe()
     assert measured_speed(ledger, keys, recipe) is None
-    warm = {"width": 1, "threads": 4, "rows": 100, "steps": 5, "measured": {"step_seconds": 2.0}}
+    warm = {"width": 1, "threads": 4, "rows": 1000, "steps": 50, "measured": {"step_seconds": 2.0}}
     _land(ledger, keys.base, warm)
     assert measured_speed(ledger, keys, recipe) == Speed(pytest.approx(2.5))  # 10 rows/s on four cores
     _land(ledger, Key("members", "other", "0" * 16), {**warm, "rows": 9}, {"base": "b", "tokens": "t"})
@@ -264,6 +264,16 @@ def test_a_plan_of_members_in_hours_and_money(run):
     assert [bars[f"member-{i}"].count("#") for i in range(3)] == [12, 36, 60]
     assert "cost at 3 a device-hour: 10.80 at work, 48.00 for all to the end" in lines
     assert "the widest member has resources.max_width (1) workers: a higher one may end sooner" in lines
+
+
+def test_rows_of_a_corpus_count_for_more_than_what_is_said(run):
+    ledger, keys = run
+    with ledger.stage(keys.corpus) as stage:
+        (stage.path / "datasets.json").write_text(
+            json.dumps([{"name": "nq", "rows": 600}, {"name": "sts", "rows": 400}])
+        )
+    plan = _show(_recipe(), ledger, "1", Assumed(rows=7, rows_per_second=1.0))
+    assert plan.makespan == pytest.approx(0.2 * 1000 + 0.6 * 1000 + 1000)
 
 
 def test_steps_bound_what_is_assumed(run):
