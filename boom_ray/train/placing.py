@@ -140,8 +140,8 @@ def forecast_jobs(
     """A run's missing members as they are known before they are drawn, and their speed.
 
     Rows are exact once the bags are drawn; before, they follow from those of the corpus, or from ``assumed.rows`` while
-    there is none. Without these, or where no speed is known, the work is each member's share of the corpus and the speed
-    None: times are relative.
+    there is none. Without these, or where no speed is known, the work is each member's share of the corpus, and the
+    speed is None: times are relative.
 
     Args:
         replan: as if no member had been started yet.
