@@ -159,7 +159,12 @@ def steps(
     before = dict(load(folder).backbone.named_parameters())
     moved = {n: p - before[n].detach() for n, p in weights.items()}
     told = {"losses": [r.loss for r in records], "norms": [r.grad_norm for r in records]}
-    return {**told, "rows": [(r.rows, r.texts, r.tokens, r.digest) for r in records], "weights": weights, "moved": moved}
+    return {
+        **told,
+        "rows": [(r.rows, r.texts, r.tokens, r.digest) for r in records],
+        "weights": weights,
+        "moved": moved,
+    }
 
 
 if __name__ == "__main__":
