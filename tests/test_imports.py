@@ -17,7 +17,7 @@ import boom_ray
 ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
-    ("config_corpus",),
+    ("config_corpus", "config_errors"),
     ("config",),
     ("catalogue", "model_files"),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
