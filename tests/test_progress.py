@@ -20,7 +20,10 @@ class Member:
 
 def _log(file: Path, losses: list[float], seconds: float = 2.0, texts: int = 10) -> None:
     lines = [{"name": "member-0", "steps": 100, "started": 0}]
-    lines += [{"step": i, "loss": loss, "seconds": seconds, "texts": texts, "tokens": 9, "waited": 0.5} for i, loss in enumerate(losses)]
+    lines += [
+        {"step": i, "loss": loss, "seconds": seconds, "texts": texts, "tokens": 9, "waited": 0.5}
+        for i, loss in enumerate(losses)
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
