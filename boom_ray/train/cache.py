@@ -25,7 +25,10 @@ from boom_ray.config import Pooling, Train
 from boom_ray.encoder import Encoder, chunk_budget, embed_chunk, length_chunks
 from boom_ray.train import activations, dropout
 from boom_ray.train.attention import Kernel, embed_packed, install, kernel_for, packed_chunks
+from boom_ray.train.memory import return_freed
 from boom_ray.train.meter import Passed
+
+_TIDY = 4  # chunks computed again on a CPU between two returns of freed memory to the system
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class BatchEncoder(torch.nn.Module):
             elif self.budget.in_step:
                 parts.append(checkpoint(self._embed, group, seed, use_reentrant=False, preserve_rng_state=False))
             else:
-                parts.append(_ComputedAgain.apply(self._embed, group, seed, *trained))
+                tidy = device.type == "cpu" and number % _TIDY == 0
+                parts.append(_ComputedAgain.apply(self._embed, group, seed, tidy, *trained))
         row = np.argsort(np.concatenate(chunks))[place]
         return torch.cat(parts).index_select(0, torch.from_numpy(row).to(device))
 
@@ -117,9 +121,10 @@ class _ComputedAgain(torch.autograd.Function):
         embed: Callable[[Sequence[np.ndarray], int], torch.Tensor],
         texts: Sequence[np.ndarray],
         seed: int,
+        tidy: bool,
         *parameters: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.chunk, ctx.parameters = (embed, texts, seed), parameters
+        ctx.chunk, ctx.tidy, ctx.parameters = (embed, texts, seed), tidy, parameters
         return embed(texts, seed)
 
     @staticmethod
@@ -128,7 +133,10 @@ class _ComputedAgain(torch.autograd.Function):
         with torch.enable_grad():
             vectors = embed(texts, seed)
         found = torch.autograd.grad(vectors, ctx.parameters, gradients, allow_unused=True)
-        return None, None, None, *found
+        del vectors
+        if ctx.tidy:
+            return_freed()
+        return None, None, None, None, *found
 
 
 def batch_encoder(encoder: Encoder, train: Train) -> BatchEncoder:

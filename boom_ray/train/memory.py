@@ -1,7 +1,8 @@
-"""Running out of memory in a training step: what happened, where, and what to change."""
+"""Memory of a training step: what is said when it runs out, and freed memory that goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +38,14 @@ def told(name: str, batch: TrainBatch) -> Iterator[None]:
 def ran_out(error: RuntimeError) -> bool:
     """Whether torch could not allocate, on a GPU or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError) or _ON_CPU in str(error)
+
+
+def return_freed() -> None:
+    """Give freed pages of the C heap back to the system, where its library can (glibc).
+
+    Tensors of ever new sizes leave holes that the next ones do not fit: without this the peak of a step grows with the
+    number of its chunks.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
