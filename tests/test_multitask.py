@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(MINILM is None, reason="the extra 'minilm' is not installed"),
 ]
 
+MANY_LABELS = {"banking77", "hwu64", "goemotions", "clinc150"}  # ten draws of 8 texts per label: two thirds of the time
 SHORT = (
     "base.max_tokens=32",
     "corpus.max_rows_per_dataset=150",
@@ -33,18 +34,31 @@ SHORT = (
 )
 
 
+def evaluation_folders(root: Path) -> list[Path]:
+    """The evaluation sets without those of many labels."""
+    folders = [root / "in_domain", root / "out_of_domain"]
+    for folder in folders:
+        folder.mkdir()
+        for entry in (Path(os.environ["BOOM_RAY_DATA"]) / "eval" / folder.name).iterdir():
+            if entry.name not in MANY_LABELS:
+                (folder / entry.name).symlink_to(entry)
+    return folders
+
+
 def test_multitask_recipe_on_real_data(tmp_path: Path) -> None:
     assert MINILM is not None
     assert MINILM.origin is not None
     base = Path(MINILM.origin).parent / "model"
-    overrides = [part for key in (*SHORT, f"base.model={base}") for part in ("--set", key)]
+    sets = json.dumps([str(folder) for folder in evaluation_folders(tmp_path)])
+    keys = (*SHORT, f"base.model={base}", f"evaluate.sets={sets}")
+    overrides = [part for key in keys for part in ("--set", key)]
     command = [sys.executable, "-m", "boom_ray", "run", "jobs/recipes/multitask.yaml", *overrides]
     done = subprocess.run(
         [*command, "--run-dir", str(tmp_path / "run")], cwd=REPOSITORY, capture_output=True, text=True, timeout=590
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "In-domain, 19 sets" in done.stdout
-    assert "Out-of-domain, 9 sets" in done.stdout
+    assert "In-domain, 16 sets" in done.stdout
+    assert "Out-of-domain, 8 sets" in done.stdout
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
     assert [m["name"] for m in summary["models"]] == ["base", "merge-ratio", "merge-uniform", "merge-searched"]
     trained = {row["name"] for row in summary["corpus"]}
