@@ -50,6 +50,7 @@ class Final:
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
         """Stream the members into one model with these merge weights and this scale, from the cached Gram matrices."""
         from boom_ray.merge.gram import Grams
+        from boom_ray.merge.job import forget
         from boom_ray.merge.methods import coefficients
         from boom_ray.merge.stream import MergeOptions, plan_coefficients
         from boom_ray.merging import merge_on_cluster
@@ -70,6 +71,7 @@ class Final:
             recipe = mergekit_recipe(self._task, weights, scale)
             (stage.path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe, sort_keys=False))
             stage.meta.update(weights=list(weights), scale=scale, method=settings.method, tensors_by_node=nodes)
+        forget(plan)
 
     def score(self, name: str, model: Key, key: Key) -> None:
         """Score one model on all sets with mteb, and on both dev halves."""

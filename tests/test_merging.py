@@ -19,7 +19,7 @@ from boom_ray.ledger import Key, Ledger, file_sha256
 ray = pytest.importorskip("ray")
 from boom_ray.merge.gram import Grams, gram  # noqa: E402
 from boom_ray.merge.methods import coefficients  # noqa: E402
-from boom_ray.merge.stream import MergeOptions, merge_weights, plan_coefficients  # noqa: E402
+from boom_ray.merge.stream import MergeOptions, plan_coefficients, write  # noqa: E402
 from boom_ray.merging import FILE, GramTask, GrowingGrams, cut, known_grams, make_grams, merge_on_cluster  # noqa: E402
 
 SHAPES = {f"encoder.layer.{k}.weight": (64, 96 + k) for k in range(40)}
@@ -80,7 +80,7 @@ def digests(directory: Path) -> dict[str, str]:
 def test_nodes_share_a_merge_and_write_the_same_bytes(cluster: None, task: GramTask, tmp_path: Path) -> None:
     members, base = task.paths()
     values = coefficients("multislerp", gram(members, base), WEIGHTS, task_vectors=True)
-    merge_weights(values, members, base, tmp_path / "alone")
+    write(plan_coefficients(values, members, base, tmp_path / "alone"))
     plan = plan_coefficients(values, members, base, tmp_path / "shared", options=MergeOptions(workers=1))
 
     merge = ray.remote(num_cpus=1)(merge_on_cluster)

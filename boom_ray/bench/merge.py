@@ -30,13 +30,13 @@ import numpy as np
 from boom_ray.config import BoomError
 from boom_ray.merge.engine import load_kernels
 from boom_ray.merge.gram import Grams, gram
-from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare
+from boom_ray.merge.job import MergePlan
 from boom_ray.merge.layout import plan_layout, preallocate
 from boom_ray.merge.mergekit_recipe import read_recipe
 from boom_ray.merge.methods import coefficients
 from boom_ray.merge.options import MergeOptions, parse_bytes
 from boom_ray.merge.recipe_plan import plan_recipe
-from boom_ray.merge.stream import plan_coefficients
+from boom_ray.merge.stream import plan_coefficients, write
 
 _BLOCK = 256 << 10
 _HIDDEN = 1024
@@ -266,9 +266,7 @@ def _run_job(job: Mapping[str, Any]) -> None:
     if kind == "limit":
         _limit(models, out, job["workers"])
     elif kind != "Gram":
-        plan = _plan(job, models, out)
-        merge_tensors(plan, prepare(plan), durable=False)
-        finish(plan)
+        write(_plan(job, models, out))
     print(json.dumps({"wall": time.perf_counter() - started, "cpu": time.process_time() - cpu}))
 
 

@@ -2,7 +2,8 @@
 
 :func:`prepare` lays out the output at its full size, :func:`merge_tensors` writes tensors in place and notes them as
 done, :func:`finish` checks that all are. A killed merge goes on at the first tensor that is not noted and ends with the
-same bytes, because every tensor's bytes depend on the plan alone.
+same bytes, because every tensor's bytes depend on the plan alone. The notes lie beside the output, not in it, until
+:func:`forget` ends them: so the output is whole at the very moment it is finished, and a kill later is known, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +33,7 @@ from boom_ray.merge.methods import Setting, tensor_coefficients
 from boom_ray.merge.ranks import TensorPass
 from boom_ray.merge.registry import check_parameters, get_method
 
-STATE = ".merge"
+_PLAN, _LAID_OUT = "plan.json", "laid_out.json"
 GROUP = 1 << 23  # elements whose Gram and sum are computed one after the other, while the page cache still holds them
 
 
@@ -82,6 +84,11 @@ class MergePlan:
         }
         return identity(made)
 
+    @property
+    def notes(self) -> Path:
+        """A directory beside the output's, while the merge is under way."""
+        return notes_of(self.directory)
+
     def __getstate__(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
@@ -92,23 +99,52 @@ def prepare(plan: MergePlan) -> list[str]:
     Raises:
         BoomError: too little room on the disk; the directory holds something else.
     """
-    state = plan.directory / STATE / "plan.json"
-    if state.is_file() and json.loads(state.read_text()).get("identity") == plan.identity:
-        done = _done(plan.directory)
-        return [name for name in plan.opened.floats if name not in done]
-    if plan.directory.exists() and any(plan.directory.iterdir()):
-        raise BoomError(f"{plan.directory} is not empty and not of this merge. Delete it or choose another directory.")
-    plan.directory.mkdir(parents=True, exist_ok=True)
-    check_room(plan)
-    copy_files(plan.members[0], plan.directory)
-    preallocate(plan.layout, plan.directory)
-    for name in plan.opened.copied:
-        _copy_tensor(plan, name)
-    state.parent.mkdir(exist_ok=True)
-    temporary = state.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"identity": plan.identity}))
-    os.replace(temporary, state)
-    return list(plan.opened.floats)
+    if not _begun(plan):
+        if plan.directory.exists() and any(plan.directory.iterdir()):
+            raise BoomError(
+                f"{plan.directory} is not empty and not of this merge. Delete it or choose another directory."
+            )
+        plan.directory.mkdir(parents=True, exist_ok=True)
+        check_room(plan)
+        shutil.rmtree(plan.notes, ignore_errors=True)
+        plan.notes.mkdir()
+        _write_note(plan.notes / _PLAN, [plan.identity, plan.directory.stat().st_ino])
+    if read_note(plan.notes / _LAID_OUT) != _boot():
+        copy_files(plan.members[0], plan.directory)
+        preallocate(plan.layout, plan.directory)
+        for name in plan.opened.copied:
+            _copy_tensor(plan, name)
+        _write_note(plan.notes / _LAID_OUT, _boot())
+    done = _done(plan.notes)
+    return [name for name in plan.opened.floats if name not in done]
+
+
+def _begun(plan: MergePlan) -> bool:
+    return plan.directory.is_dir() and read_note(plan.notes / _PLAN) == [plan.identity, plan.directory.stat().st_ino]
+
+
+def notes_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.notes")
+
+
+def written(directory: Path, target: Path) -> bool:
+    """Whether the merge whose scratch was called ``directory`` is what stands at ``target`` now."""
+    note = read_note(notes_of(directory) / _PLAN)
+    return target.is_dir() and isinstance(note, list) and note[1:] == [target.stat().st_ino]
+
+
+def read_note(file: Path) -> Any:
+    """The note, or None where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _write_note(file: Path, note: Any) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(note), encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def check_room(plan: MergePlan) -> None:
@@ -136,7 +172,7 @@ def merge_tensors(plan: MergePlan, names: Sequence[str], *, durable: bool = True
     Raises:
         BoomError: NaN or infinite weights or results; read and write errors.
     """
-    notes = plan.directory / STATE / f"done-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    notes = plan.notes / f"done-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     with nullcontext(engine) if engine is not None else Engine(plan.opened, plan.workers, plan.window) as running:
         assert running is not None
         for group in groups(plan, names):
@@ -200,22 +236,26 @@ def _of(setting: Setting, grams: Grams | None, name: str, plan: MergePlan) -> np
 
 
 def finish(plan: MergePlan) -> None:
-    """Check that every tensor is written and remove the notes.
+    """Check that every tensor is written.
 
     Raises:
         BoomError: names tensors that no call of :func:`merge_tensors` has done.
     """
-    missing = set(plan.opened.floats) - _done(plan.directory)
+    missing = set(plan.opened.floats) - _done(plan.notes)
     if missing:
         raise BoomError(
             f"{plan.directory}: {len(missing)} tensors are not merged yet, '{min(missing)}' among them. Run it again."
         )
-    shutil.rmtree(plan.directory / STATE)
+
+
+def forget(plan: MergePlan) -> None:
+    """Remove the notes of a merge whose output is at its place."""
+    shutil.rmtree(plan.notes)
 
 
 def _done(directory: Path) -> set[str]:
     done = set()
-    for notes in (directory / STATE).glob("done-*"):
+    for notes in directory.glob("done-*"):
         for line in notes.read_text(encoding="utf-8").splitlines():
             try:
                 name, boot = json.loads(line)

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from boom_ray.config import BoomError
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.files import check_files
-from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare, with_directory
+from boom_ray.merge.job import MergePlan, finish, forget, merge_tensors, notes_of, prepare, with_directory, written
 from boom_ray.merge.members import open_members
 from boom_ray.merge.mergekit_recipe import MergeRecipe, read_recipe
 from boom_ray.merge.options import MergeOptions as MergeOptions
@@ -41,44 +41,33 @@ def merge(
     """
     recipe = read_recipe(config)
     target = Path(os.path.abspath(out))
+    _tidy(target)
     _check_target(target, options.overwrite)
     plan = plan_recipe(recipe, target, options)
     plan = with_directory(plan, target.parent / f".{target.name}.merging-{plan.identity}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with _lock(plan.directory):
         _check_target(target, options.overwrite)
-        _run(plan, durable=options.durable)
+        _fill(plan)
         (plan.directory / RECIPE_FILE).write_text(recipe.text, encoding="utf-8")
         finish(plan)
         if options.durable:
             _flush(plan.directory)
         _publish(plan.directory, target, options.overwrite)
+        forget(plan)
     return target
 
 
-def merge_weights(
-    coefficients: Mapping[str, np.ndarray],
-    members: Sequence[str | os.PathLike[str]],
-    base: str | os.PathLike[str] | None,
-    out_dir: str | os.PathLike[str],
-    *,
-    out_type: str | None = None,
-    options: MergeOptions = MergeOptions(),
-) -> MergePlan:
-    """Write Σ c_i t_i of every tensor, in one pass, with the first member's other files, into ``out_dir``.
-
-    ``out_dir`` is scratch: it fills in place, and a second call goes on where a killed one was.
-
-    Args:
-        coefficients: per tensor, over members and (last, where given) base, as methods.coefficients returns them.
+def write(plan: MergePlan) -> None:
+    """Carry out a plan in its directory, which is scratch: it fills in place, and a second call goes on where a killed
+    one was.
 
     Raises:
-        BoomError: members that do not match, tensors without coefficients, results that are NaN or infinite.
+        BoomError: read and write errors, results that are NaN or infinite.
     """
-    plan = plan_coefficients(coefficients, members, base, out_dir, out_type=out_type, options=options)
-    _run(plan, durable=options.durable)
+    _fill(plan)
     finish(plan)
-    return plan
+    forget(plan)
 
 
 def plan_coefficients(
@@ -90,7 +79,15 @@ def plan_coefficients(
     out_type: str | None = None,
     options: MergeOptions = MergeOptions(),
 ) -> MergePlan:
-    """The plan of :func:`merge_weights`, to be carried out with job.prepare, merge_tensors (anywhere) and finish."""
+    """Σ c_i t_i of every tensor, in one pass, with the first member's other files, into ``out_dir``: for :func:`write`,
+    or for job.prepare, merge_tensors (anywhere) and finish.
+
+    Args:
+        coefficients: per tensor, over members and (last, where given) base, as methods.coefficients returns them.
+
+    Raises:
+        BoomError: members that do not match, tensors without coefficients.
+    """
     paths = tuple(Path(os.path.abspath(m)) for m in members)
     origin = None if base is None else Path(os.path.abspath(base))
     check_files(paths, origin)
@@ -122,7 +119,7 @@ def in_directory(recipe: Mapping[str, Any], directory: str | os.PathLike[str]) -
     return changed
 
 
-def _run(plan: MergePlan, *, durable: bool) -> None:
+def _fill(plan: MergePlan) -> None:
     pending = prepare(plan)
     with Engine(plan.opened, plan.workers, plan.window) as engine:
         merge_tensors(plan, pending, durable=False, engine=engine)
@@ -151,6 +148,24 @@ def _lock(directory: Path) -> Iterator[None]:
             file.unlink(missing_ok=True)
 
 
+def _tidy(target: Path) -> None:
+    """Remove what merges left that were killed after their output had appeared at ``target``."""
+    for file in target.parent.glob(f".{target.name}.merging-*.lock"):
+        directory = file.with_suffix("")
+        with suppress(BoomError), _lock(directory):
+            if written(directory, target):
+                _remove(directory)  # what stood at the target before
+            if not directory.exists():
+                shutil.rmtree(notes_of(directory), ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _flush(directory: Path) -> None:
     """Bring every file of a directory to the disk."""
     for file in (p for p in (directory, *directory.rglob("*")) if not p.is_symlink()):
@@ -165,7 +180,7 @@ def _publish(directory: Path, target: Path, overwrite: bool) -> None:
     """Let the finished directory appear at its place; an old one there is exchanged for it in one step."""
     if overwrite and (target.exists() or target.is_symlink()):
         _exchange(directory, target)
-        shutil.rmtree(directory) if directory.is_dir() and not directory.is_symlink() else directory.unlink()
+        _remove(directory)
     else:
         os.rename(directory, target)
     parent = os.open(target.parent, os.O_RDONLY)

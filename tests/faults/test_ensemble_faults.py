@@ -172,7 +172,7 @@ def test_a_run_goes_on_without_a_member_and_takes_it_in_later(tmp_path):
 
     text = recipe_text(write_corpus(tmp_path / "corpus", 300), tmp_path, "[0.5, 0.8, 1.0]").partition("evaluate:")[0]
     text = text.replace("{max_width: 1}", "{max_width: 1, min_members: 2}").replace("trials: 16", "trials: 4")
-    text = text.replace("train: {", "train: {epochs: 25, ")
+    text = text.replace("train: {", "train: {epochs: 15, ")
     recipe, root = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(text)
     Ledger.open(root, "road")

@@ -28,7 +28,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("faults")
     corpus, sets = write_corpus(root / "corpus", rows=400), write_sets(root / "eval")
     # one member at a time, so that the second is certainly under way when the first has been committed
-    recipe = recipe_text(corpus, sets, "[0.5, 0.8, 1.0]")
+    recipe = recipe_text(corpus, sets, "[0.5, 1.0]").replace("trials: 16", "trials: 4")
     text = recipe.replace("{max_width: 1}", "{max_width: 1, max_concurrent: 1}")
     (root / "recipe.yaml").write_text(text)
     return root
@@ -69,15 +69,15 @@ def test_killed_driver_then_the_same_command_publishes_the_same_bytes(inputs: Pa
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     finished = committed_members(inputs / "b")
-    assert 0 < len(finished) < 3
-    _, alive = psutil.wait_procs(family, timeout=180)  # Ray's agents give up on a dead head after a minute or two
-    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "Ray outlived its driver"
+    assert len(finished) == 1
 
     run(inputs, "b")
     kept = committed_members(inputs / "b")
     assert {name: kept[name] for name in finished} == finished, "a finished member was trained again"
     assert published(inputs / "b") == published(inputs / "a")
     assert not list((inputs / "b").rglob(".tmp-*")), "temporary files are left"
+    _, alive = psutil.wait_procs(family, timeout=180)  # Ray's agents give up on a dead head after a minute or two
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "Ray outlived its driver"
 
 
 @pytest.fixture
@@ -140,8 +140,7 @@ def test_submitted_job_publishes_and_its_exit_code_tells_the_truth(
     assert relative.returncode != 0
     assert "relative" in relative.stdout + relative.stderr
 
-    short = ["--set", "bags.ratios=[0.5, 1.0]", "--set", "search.trials=4"]
-    done = submit(environment, str(inputs / "recipe.yaml"), *short)
+    done = submit(environment, str(inputs / "recipe.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     published = list((tmp_path / "road" / "published").glob("*/_SUCCESS"))
     assert len(published) == 1

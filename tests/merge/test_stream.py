@@ -22,7 +22,7 @@ from boom_ray.merge.engine import Engine
 from boom_ray.merge.gram import Grams, gram
 from boom_ray.merge.members import open_members
 from boom_ray.merge.methods import coefficients
-from boom_ray.merge.stream import MergeOptions, combine_into, merge, merge_weights, plan_coefficients
+from boom_ray.merge.stream import MergeOptions, combine_into, merge, plan_coefficients, write
 
 WEIGHTS = (0.2, 0.6, 1.0)
 
@@ -104,7 +104,7 @@ def test_cached_grams_and_growing_ones_give_the_same_bytes(family: tuple[list[Pa
     whole = gram(members, base, workers=2, window=40_000_000)
     assert all(grown.matrices[n].tobytes() == whole.matrices[n].tobytes() for n in whole.matrices)
     values = coefficients("multislerp", grown, WEIGHTS, task_vectors=True)
-    merge_weights(values, members, base, tmp_path / "cached")
+    write(plan_coefficients(values, members, base, tmp_path / "cached"))
     direct = merge(recipe(members, base), tmp_path / "direct")
     assert digest(tmp_path / "cached") == {k: v for k, v in digest(direct).items() if k != "mergekit_config.yml"}
     for name, vector in values.items():
@@ -304,7 +304,7 @@ def test_any_process_can_merge_any_tensors_of_a_plan(family: tuple[list[Path], P
             job.finish(plan)
         subprocess.run([sys.executable, "-c", code], input=pickle.dumps((plan, names)), check=True)
     job.finish(plan)
-    merge_weights(values, members, base, tmp_path / "alone")
+    write(plan_coefficients(values, members, base, tmp_path / "alone"))
     assert digest(tmp_path / "shared") == digest(tmp_path / "alone")
 
 

@@ -13,7 +13,7 @@ from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
 from boom_ray.merge.gram import Grams, gram
 from boom_ray.merge.methods import coefficients
-from boom_ray.merge.stream import merge_weights
+from boom_ray.merge.stream import plan_coefficients, write
 from boom_ray.search.resident import MergeSpec, Resident
 
 POINTS = [([0.4, 0.6, 1.0], 1.0), ([1.0, 1.0, 1.0], 1.3), ([0.0, 0.7, 0.1], 0.8), ([0.0, 0.0, 1.0], 1.0)]
@@ -43,7 +43,7 @@ def test_the_same_bits_as_the_merge_to_disk(small_base, members, grams, tmp_path
         resident.apply(weights, scale)
         out = tmp_path / str(number)
         chosen = coefficients(method, Grams.load(grams), weights, scale=scale, task_vectors=task_vectors)
-        merge_weights(chosen, members, small_base(0), out)
+        write(plan_coefficients(chosen, members, small_base(0), out))
         written = load_file(out / "model.safetensors")
         in_memory = _state(resident)
         assert written.keys() <= in_memory.keys()
