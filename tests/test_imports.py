@@ -48,7 +48,7 @@ RAY = {
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
     "peft": {"train.lora"},
-    "mteb": {"evaluate.tasks", "evaluate.score"},
+    "mteb": {"evaluate." + room for room in ("tasks", "score", "results", "vectors", "benchmarks", "downloads")},
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
     "typer": {"cli", "cli_bench", "cli_corpus", "cli_plan"},

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import TASK_TYPES, TaskType
+from boom_ray.config_corpus import TASK_TYPES
 from boom_ray.evaluate.rows import data_file, read_labelled, read_pairs, read_retrieval
 
 Domain = Literal["in_domain", "out_of_domain"]
@@ -42,15 +42,51 @@ _ALIASES = {"map": "map_at_1000", "mrr": "mrr_at_1000", "ndcg": "ndcg_at_1000"}
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One evaluation set. ``metric`` is mteb's name of the main score; ``digest`` is a sha256 over the set's files."""
+    """One evaluation set: a folder, or a task of mteb's registry.
+
+    ``name`` is unique among the sets scored together. ``task_type`` is ours, or mteb's in snake case
+    (``pair_classification``). ``metric`` is mteb's name of the main score. ``digest`` names the set's content: a sha256
+    over its files, or mteb's revision of the dataset. ``path`` is None for a task of the registry, which has in
+    ``task`` mteb's name of it, and ``benchmark`` the benchmark that asked for it with these ``splits`` and ``subsets``.
+    ``cap`` and ``prompts`` are what a user asked for on top: see :func:`boom_ray.evaluate.settings.asked`.
+    """
 
     name: str
-    path: Path
-    task_type: TaskType
+    path: Path | None
+    task_type: str
     domain: Domain
     metric: str
     language: str
     digest: str
+    benchmark: str = ""
+    task: str = ""
+    splits: tuple[str, ...] = ("test",)
+    subsets: tuple[str, ...] = ("default",)
+    cap: int | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where a local set lies. Raises ValueError for a task of the registry."""
+        if self.path is None:
+            raise ValueError(f"'{self.name}' is a task of mteb's registry, not a folder")
+        return self.path
+
+    @property
+    def result_name(self) -> str:
+        """mteb's name of the task, which its result file has."""
+        return self.task or self.name
+
+    @property
+    def text_revision(self) -> str:
+        """Names the texts that a score was taken on: the set's content and the cap; mteb's ``dataset_revision``."""
+        content = self.digest if self.task else self.digest[:16]
+        return content if self.cap is None else f"{content}-cap{self.cap}"
+
+    @property
+    def parts(self) -> list[str]:
+        """``SPLIT/SUBSET`` of everything that is scored, in the order that mteb takes; the score is their mean."""
+        return [f"{split}/{subset}" for split in self.splits for subset in self.subsets]
 
 
 def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None) -> list[EvalSet]:
@@ -93,18 +129,18 @@ def texts(sets: Sequence[EvalSet]) -> Iterator[str]:
     """
     for entry in sets:
         if entry.task_type in ("retrieval", "reranking"):
-            data = read_retrieval(entry.path, reranking=entry.task_type == "reranking")
+            data = read_retrieval(entry.folder, reranking=entry.task_type == "reranking")
             yield from data.queries.values()
             for document in data.documents.values():
                 yield document.joined
                 if document.title and document.text.strip():
                     yield document.text
         elif entry.task_type == "sts":
-            pairs = read_pairs(entry.path)
+            pairs = read_pairs(entry.folder)
             yield from pairs.first
             yield from pairs.second
         else:
-            yield from read_labelled(entry.path, "test").texts
+            yield from read_labelled(entry.folder, "test").texts
 
 
 def read_meta(path: Path) -> dict[str, Any]:

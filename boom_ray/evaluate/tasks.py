@@ -46,31 +46,25 @@ _LANGUAGES = {
 }  # fmt: skip
 
 
-def build_task(entry: EvalSet, cap: int | None = None) -> AbsTask:
-    """A fresh mteb task over a local set; its data are read when mteb asks for them.
-
-    Args:
-        entry: the set.
-        cap: texts at most, the same for every model (see docs/evaluation.md); None: the whole set.
+def build_task(entry: EvalSet) -> AbsTask:
+    """A fresh mteb task over a set, cut to its cap; its data are read when mteb asks for them.
 
     Build a task for each evaluation: mteb's clustering draws from a random state that the task carries along.
     """
-    return _CLASSES[entry.task_type](entry, cap)
+    return _CLASSES[entry.task_type](entry)
 
 
 class _Local:
     """What the local tasks share: metadata from the set, data from its folder."""
 
     entry: EvalSet
-    cap: int | None
     dataset: Any
     samples: Samples | None  # of the last evaluation; None where the main score is no function of single units
 
-    def __init__(self, entry: EvalSet, cap: int | None) -> None:
+    def __init__(self, entry: EvalSet) -> None:
         self.entry = entry
-        self.cap = cap
         self.samples = None
-        self.metadata = _metadata(entry, cap)
+        self.metadata = _metadata(entry)
         super().__init__()
 
     def unload_data(self) -> None:
@@ -83,9 +77,9 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
     """Retrieval, and reranking as retrieval among given candidates."""
 
     def load_data(self, **_: Any) -> None:
-        data = read_retrieval(self.entry.path, reranking=self.entry.task_type == "reranking")
-        if self.cap is not None:
-            data = cap_retrieval(data, self.cap)
+        data = read_retrieval(self.entry.folder, reranking=self.entry.task_type == "reranking")
+        if self.entry.cap is not None:
+            data = cap_retrieval(data, self.entry.cap)
         split = RetrievalSplitData(
             queries=Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
             corpus=Dataset.from_dict(
@@ -106,20 +100,20 @@ class LocalRetrieval(_Local, AbsTaskRetrieval):
         metric, k = self.entry.metric.rsplit("_at_", 1)
         if metric in _PER_QUERY:
             values = [scores[query][f"{_PER_QUERY[metric]}_{k}"] for query in sorted(scores)]
-            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.array(values))
+            self.samples = Samples("mean", self.entry.text_revision, np.array(values))
         return {}
 
 
 class LocalClassification(_Local, AbsTaskClassification):
     """Logistic regression on a few training texts per label. A cap cuts the test texts only."""
 
-    def __init__(self, entry: EvalSet, cap: int | None) -> None:
-        super().__init__(entry, cap)
-        self.samples_per_label: int = read_meta(entry.path).get("samples_per_label") or self.samples_per_label
+    def __init__(self, entry: EvalSet) -> None:
+        super().__init__(entry)
+        self.samples_per_label: int = read_meta(entry.folder).get("samples_per_label") or self.samples_per_label
 
     def load_data(self, **_: Any) -> None:
-        train = read_labelled(self.entry.path, "train")
-        test = _capped(read_labelled(self.entry.path, "test"), self.cap)
+        train = read_labelled(self.entry.folder, "train")
+        test = _capped(read_labelled(self.entry.folder, "test"), self.entry.cap)
         numbers = {label: number for number, label in enumerate(sorted({*train.labels, *test.labels}))}
         self.dataset = DatasetDict(
             {
@@ -135,7 +129,7 @@ class LocalClassification(_Local, AbsTaskClassification):
         scores, predictions = super()._run_experiment(train_split, eval_split, *vectors, **kwargs)
         self._right.append(np.array(predictions) == np.array(eval_split["label"]))
         if self.entry.metric == "accuracy":
-            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.mean(self._right, axis=0))
+            self.samples = Samples("mean", self.entry.text_revision, np.mean(self._right, axis=0))
         return scores, predictions
 
 
@@ -145,7 +139,7 @@ class LocalClustering(_Local, AbsTaskClustering):
     max_fraction_of_documents_to_embed = None
 
     def load_data(self, **_: Any) -> None:
-        rows = _capped(read_labelled(self.entry.path, "test"), self.cap)
+        rows = _capped(read_labelled(self.entry.folder, "test"), self.entry.cap)
         self.dataset = DatasetDict(
             {"test": Dataset.from_dict({"sentences": list(rows.texts), "labels": list(rows.labels)})}
         )
@@ -171,7 +165,7 @@ class LocalClustering(_Local, AbsTaskClustering):
             clusters.append(cluster)
             counts.append(np.bincount(drawn, minlength=texts))
         gold = np.unique(self._labels, return_inverse=True)[1]
-        revision = data_revision(self.entry, self.cap)
+        revision = self.entry.text_revision
         self.samples = Samples("v_measure", revision, np.array(clusters), gold, np.array(counts))
 
 
@@ -182,10 +176,10 @@ class LocalSTS(_Local, AbsTaskSTS):
     max_score = 1  # a linear scale changes no correlation
 
     def load_data(self, **_: Any) -> None:
-        pairs = read_pairs(self.entry.path)
+        pairs = read_pairs(self.entry.folder)
         rows = list(range(len(pairs.scores)))
-        if self.cap is not None:
-            rows = cap_rows((f"{a}\0{b}" for a, b in zip(pairs.first, pairs.second, strict=True)), self.cap // 2)
+        if self.entry.cap is not None:
+            rows = cap_rows((f"{a}\0{b}" for a, b in zip(pairs.first, pairs.second, strict=True)), self.entry.cap // 2)
         columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.scores}
         self.dataset = DatasetDict(
             {"test": Dataset.from_dict({name: [values[row] for row in rows] for name, values in columns.items()})}
@@ -196,7 +190,7 @@ class LocalSTS(_Local, AbsTaskSTS):
         similarity, kind = f"_{self.entry.metric}".rsplit("_", 1)
         names = {"cosine": "cosine_scores", "manhattan": "manhattan_distances", "euclidean": "euclidean_distances"}
         values = np.array(scores[names.get(similarity.lstrip("_"), "similarity_scores")])
-        revision = data_revision(self.entry, self.cap)
+        revision = self.entry.text_revision
         self.samples = Samples(kind, revision, values, np.array(normalized_scores))
         return super()._calculate_scores(scores, normalized_scores)
 
@@ -217,23 +211,18 @@ def _capped(rows: Labelled, cap: int | None) -> Labelled:
     return Labelled(tuple(rows.texts[i] for i in kept), tuple(rows.labels[i] for i in kept))
 
 
-def _metadata(entry: EvalSet, cap: int | None) -> TaskMetadata:
+def _metadata(entry: EvalSet) -> TaskMetadata:
     kind, category = _TYPES[entry.task_type]
     return TaskMetadata(
         name=entry.name,
         description=f"Local {entry.task_type} set '{entry.name}'.",
-        dataset={"path": f"local/{entry.name}", "revision": data_revision(entry, cap)},
+        dataset={"path": f"local/{entry.name}", "revision": entry.text_revision},
         type=kind,
         category=category,
         eval_splits=["test"],
         eval_langs=_languages(entry.language),
         main_score=entry.metric,
     )
-
-
-def data_revision(entry: EvalSet, cap: int | None) -> str:
-    """Names the texts that a score was taken on: the set's digest and the cap."""
-    return entry.digest[:16] + (f"-cap{cap}" if cap is not None else "")
 
 
 def _languages(language: str) -> list[str]:

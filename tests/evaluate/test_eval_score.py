@@ -15,10 +15,13 @@ from small_sets import make_sets
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.evaluate.score import MtebEncoder, evaluate, load_samples, model_revision
+from boom_ray.evaluate.results import load_samples, model_revision
+from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.settings import asked
 from boom_ray.evaluate.significance import mean_difference
 from boom_ray.evaluate.table import table
+from boom_ray.evaluate.vectors import MtebEncoder
 
 Models = Callable[[int], Path]
 
@@ -30,7 +33,7 @@ def direct(model: Path, sets: list[EvalSet], cap: int | None = None) -> dict[str
 
     from boom_ray.evaluate.tasks import build_task
 
-    tasks = [build_task(entry, cap) for entry in sets]
+    tasks = [build_task(entry) for entry in asked(sets, cap)]
     found = mteb.evaluate(
         SentenceTransformer(str(model), device="cpu"), tasks, cache=None, show_progress_bar=False, co2_tracker=False
     )
