@@ -1,82 +1,32 @@
-"""Intervals on score differences: the paired bootstrap, on the units that mteb's metrics average or correlate.
+"""Intervals on score differences: the paired bootstrap, within tasks, over tasks, and over training seeds.
 
-Two models are scored on the same queries, texts or pairs, so their scores move together; resampling those units for
-both at once (Efron & Tibshirani 1993, ch. 8; Berg-Kirkpatrick et al. 2012 for language tasks) measures the difference
-alone. A resample is a vector of counts per unit, so every metric here is a function of counts, over many resamples
-at once.
-
-Intervals are Student's t times the bootstrap standard error (Hesterberg 2015, The American Statistician 69:371), not
-percentiles: two good models differ on few queries and by few values, where percentiles fall on a coarse grid and cover
-the truth too rarely (50 queries, right or wrong, 1,000 simulations: percentiles covered it in 74 of 100, these in 92).
+Two models are scored on the same queries, texts or pairs, so their scores move together; drawing those units again
+for both at once (Efron & Tibshirani 1993, ch. 8; Berg-Kirkpatrick et al. 2012 for language tasks) measures the
+difference alone. An interval is Student's t times the bootstrap standard error (Hesterberg 2015, The American
+Statistician 69:371), not percentiles: two good models differ on few queries and by few values, where percentiles fall
+on a coarse grid and cover the truth too rarely. For a mean the bootstrap standard error is known, s / sqrt(n), and
+nothing is drawn.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.config import BoomError
+from boom_ray.evaluate.samples import Samples, read_samples
 
+__all__ = [
+    "Bootstrap", "Contrast", "Interval", "Paired", "Samples", "difference", "mean_difference", "over_tasks",
+    "read_samples", "task_difference",
+]  # fmt: skip
 _BLOCK = 1 << 21  # counts held at once: resamples x units
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What one model's score on one set was made from.
-
-    ``kind`` and the arrays it needs, for N units:
-
-    - ``mean``: ``values`` [N], the score of each query or text; the score is their mean.
-    - ``pearson`` / ``spearman``: ``values`` [N] predicted and ``gold`` [N] true similarities.
-    - ``v_measure``: ``gold`` [N] class numbers, ``values`` [E, N] the cluster of each text in each of E k-means runs,
-      ``draws`` [E, N] how often the run drew it; the score is the mean over runs, which are not run again.
-
-    ``texts`` names the data: two models can be compared when it is equal.
-    """
-
-    kind: str
-    texts: str
-    values: np.ndarray
-    gold: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def units(self) -> int:
-        return self.values.shape[-1]
-
-    def score(self) -> float:
-        """The score on all units, as mteb reports it."""
-        return float(self.resampled(np.ones((1, self.units)))[0])
-
-    def resampled(self, counts: np.ndarray) -> np.ndarray:
-        """Scores [R] when unit n occurs ``counts[r, n]`` times."""
-        if self.kind == "mean":
-            return counts @ self.values / counts.sum(axis=1)
-        if self.kind == "pearson":
-            return _pearson(counts, _same(self.values, counts), _same(self.gold, counts))
-        if self.kind == "spearman":
-            return _pearson(counts, _ranks(self.values, counts), _ranks(self.gold, counts))
-        runs = zip(self.values.astype(np.int64), self.draws, strict=True)
-        return np.mean([_v_measure(counts * drawn, self.gold.astype(np.int64), found) for found, drawn in runs], axis=0)
-
-    def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}")
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(
-                stream, kind=self.kind, texts=self.texts, values=self.values, gold=self.gold, draws=self.draws
-            )
-        temporary.replace(file)
-
-    @classmethod
-    def load(cls, file: Path) -> Samples:
-        with np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in ("values", "gold", "draws")}
-            return cls(str(found["kind"]), str(found["texts"]), **arrays)
+_WORK = 1 << 25  # counts drawn for one set, unless that leaves too few resamples
+_FEWEST = 200  # resamples: a standard error from 200 is known to 5 %
 
 
 @dataclass(frozen=True)
@@ -95,18 +45,166 @@ class Interval:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How to resample. The same seed gives the same interval."""
+    """How to resample. The same seed gives the same interval; sets of very many units get fewer resamples."""
 
-    resamples: int = 2000
+    resamples: int = 1000
     seed: int = 17
     level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Mean score of the models ``first`` minus that of ``second``.
+
+    With ``seeds`` the models of a side are training seeds of one method, and the interval holds for other seeds, too;
+    a side of one model stands for that model. Without, it holds for these very models.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    seeds: bool = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each model; a model may stand on both sides."""
+        weights = dict.fromkeys((*self.first, *self.second), 0.0)
+        for sign, side in ((1.0, self.first), (-1.0, self.second)):
+            for model in side:
+                weights[model] += sign / len(side)
+        return weights
+
+
+class Paired:
+    """Several models on the same sets. Resamples are drawn once for all of them, so every contrast is paired."""
+
+    def __init__(self, samples: Mapping[str, Mapping[str, Samples]], how: Bootstrap | None = None) -> None:
+        """
+        Args:
+            samples: ``{model: {set: samples}}``; a set that a model lacks, or of unknown units, has no intervals.
+
+        Raises:
+            BoomError: two models were scored on different texts of a set.
+        """
+        self.how = how or Bootstrap()
+        self.models = tuple(samples)
+        first: Mapping[str, Samples] = samples[self.models[0]] if self.models else {}
+        self._sets: dict[str, list[tuple[float, _Leaf]]] = {}
+        for name in first:
+            found = [samples[model].get(name) for model in self.models]
+            known = [s for s in found if s is not None and s.known]
+            if len(known) == len(found):
+                self._sets[name] = self._leaves(name, known)
+
+    def _leaves(self, name: str, samples: Sequence[Samples]) -> list[tuple[float, _Leaf]]:
+        columns = zip(*(s.leaves() for s in samples), strict=True)
+        try:
+            leaves = [(column[0][0], [leaf for _, leaf in column]) for column in columns]
+        except ValueError:  # another number of parts
+            leaves = []
+        if not leaves or any(_data(leaf) != _data(first) for _, (first, *others) in leaves for leaf in others):
+            raise BoomError(f"set '{name}': the scores were not taken on the same texts. Evaluate all models again.")
+        seed = zlib.crc32(name.encode())
+        return [(w, _Leaf(found, self.how, (seed, number))) for number, (w, found) in enumerate(leaves)]
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that have intervals."""
+        return tuple(self._sets)
+
+    def interval(self, contrast: Contrast, sets: Mapping[str, float]) -> Interval | None:
+        """Weighted sum over sets of a contrast, for these sets and over other units like theirs.
+
+        Args:
+            sets: ``{set: weight}``; for a mean over n sets, 1 / n each.
+
+        Returns:
+            None where a set or a model has no known units.
+        """
+        weights = contrast.weights
+        if not sets or not set(sets) <= set(self._sets) or not set(weights) <= set(self.models):
+            return None
+        leaves = [(share * weight, leaf) for name, share in sets.items() for weight, leaf in self._sets[name]]
+        sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
+        found = [(share, *leaf.moments(self._row(weights))) for share, leaf in leaves]
+        centre = math.fsum(share * point for share, point, *_ in found)
+        parts = [(share * share * variance, freedom) for share, _, variance, freedom in found]
+        seeds = [self._seeds(side, leaves) for side in sides]
+        return _interval(centre, [*parts, *_seed_variance(seeds)], self.how.level)
+
+    def _row(self, weights: Mapping[str, float]) -> np.ndarray:
+        return np.array([weights.get(model, 0.0) for model in self.models])
+
+    def _seeds(self, side: Sequence[str], leaves: Sequence[tuple[float, _Leaf]]) -> _Seeds:
+        """How the weighted scores of a side's models vary, and how much of that is chance of the units."""
+        rows = [self._row(Contrast((model,), tuple(side)).weights) for model in side]
+        moments = [[leaf.moments(row, plain=True) for row in rows] for _, leaf in leaves]
+        shares = [share for share, _ in leaves]
+        points = [math.fsum(w * m[i][0] for w, m in zip(shares, moments, strict=True)) for i in range(len(side))]
+        units = math.fsum(w * w * v for w, m in zip(shares, moments, strict=True) for _, v, _ in m)
+        return _Seeds(math.fsum(p * p for p in points), units, len(side))
+
+
+class _Leaf:
+    """Several models on one set of units: their values on each, or their scores on resamples of them."""
+
+    def __init__(self, samples: Sequence[Samples], how: Bootstrap, seed: tuple[int, int]) -> None:
+        self._units = samples[0].units
+        self._exact = samples[0].kind == "mean"
+        self._scores = np.array([s.score() for s in samples])
+        if self._exact:
+            self._columns = np.stack([s.values.astype(float) for s in samples])  # [models, units]
+            return
+        rng = np.random.default_rng([how.seed, *seed])
+        resamples = max(_FEWEST, min(how.resamples, _WORK // self._units))
+        blocks = _counts(self._units, resamples, rng)
+        self._columns = np.concatenate([np.stack([s.resampled(c) for s in samples]) for c in blocks], axis=1)
+
+    def moments(self, weights: np.ndarray, plain: bool = False) -> tuple[float, float, float]:
+        """(value, its variance over other units, degrees of freedom of the variance) of a weighted sum of scores."""
+        point, column, n = float(weights @ self._scores), weights @ self._columns, self._units
+        freedom = max(1, n - 1)
+        if not self._exact:  # a resample of n varies (n-1)/n as much as n fresh units
+            return point, float(column.var(ddof=1)) * n / freedom, freedom
+        return point, (float(column.var()) if plain else _variance(column)) / freedom, freedom
+
+
+def _variance(differences: np.ndarray) -> float:
+    """Mean square about the mean, as if two more units differed, one each way, by as much as those that do.
+
+    Where most units are ties the share that is not is known badly; two more make up for it (for right or wrong this
+    is the interval of Bonett & Price 2012, British Journal of Mathematical and Statistical Psychology 65:430, about
+    the plain difference). Where every unit differs nothing changes.
+    """
+    square, n = float(differences @ differences), len(differences)
+    differ = int(np.count_nonzero(np.abs(differences) > 1e-12))
+    if differ:
+        square = (square + 2 * square / differ) * n / (n + 2)
+    return max(0.0, square / n - float(differences.mean()) ** 2)
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """A side of ``count`` seeds: squares of their scores about their mean, and the same expected from units alone."""
+
+    squares: float
+    units: float
+    count: int
+
+
+def _seed_variance(sides: Sequence[_Seeds]) -> list[tuple[float, float]]:
+    """(variance, freedom) that seeds add to that of the units: pooled, and nothing where units explain all of it."""
+    freedom = sum(side.count - 1 for side in sides)
+    if not freedom:
+        return []
+    excess = math.fsum(side.squares - side.units for side in sides) / freedom
+    return [(max(0.0, excess) * math.fsum(1 / side.count for side in sides), freedom)]
 
 
 def difference(first: Samples, second: Samples, how: Bootstrap | None = None) -> Interval:
     """``first`` minus ``second`` on one set, over other units like these.
 
     Raises:
-        BoomError: the two were not scored on the same texts.
+        BoomError: the two were not scored on the same texts, or nothing is known of the units.
     """
     return mean_difference({"": first}, {"": second}, how)
 
@@ -120,48 +218,71 @@ def mean_difference(
     queries and texts, not with other tasks (:func:`task_difference` does).
 
     Raises:
-        BoomError: a set is missing on one side, or the texts differ.
+        BoomError: a set is missing on one side, the texts differ, or nothing is known of a set's units.
     """
-    how = how or Bootstrap()
     if not first or set(first) != set(second):
         raise BoomError(f"nothing to compare: one has scores on {sorted(first)}, the other on {sorted(second)}.")
-    points, variances, freedoms = [], [], []
-    for number, name in enumerate(sorted(first)):
-        a, b = first[name], second[name]
-        if (a.texts, a.units, a.kind) != (b.texts, b.units, b.kind):
-            raise BoomError(f"set '{name}': the two scores were not taken on the same texts. Evaluate both again.")
-        rng = np.random.default_rng([how.seed, number])
-        drawn = np.concatenate([a.resampled(c) - b.resampled(c) for c in _counts(a.units, how.resamples, rng)])
-        freedoms.append(max(1, a.units - 1))
-        variances.append(
-            drawn.var(ddof=1) * a.units / freedoms[-1]
-        )  # a resample of n varies (n-1)/n as much as n fresh
-        points.append(a.score() - b.score())
-    total = math.fsum(variances)
-    parts = math.fsum(v * v / f for v, f in zip(variances, freedoms, strict=True))
-    freedom = total * total / parts if parts else 1.0  # Welch and Satterthwaite
-    return _interval(math.fsum(points) / len(points), math.sqrt(total) / len(points), freedom, how.level)
+    paired = Paired({"first": first, "second": second}, how)
+    found = paired.interval(Contrast(("first",), ("second",)), dict.fromkeys(first, 1 / len(first)))
+    if found is None:
+        raise BoomError(f"no units were kept for the scores on {sorted(set(first) - set(paired.sets))}.")
+    return found
 
 
 def task_difference(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of differences per task, over other tasks like these: the tasks are the units.
 
-    The bootstrap standard error of a plain mean is known, s / sqrt(n), so nothing needs to be drawn.
+    Raises:
+        BoomError: fewer than three tasks.
+    """
+    names = [str(number) for number in range(len(differences))]
+    scores = {"first": dict(zip(names, differences, strict=True)), "second": dict.fromkeys(names, 0.0)}
+    return over_tasks(scores, Contrast(("first",), ("second",)), names, level)
+
+
+def over_tasks(
+    scores: Mapping[str, Mapping[str, float]], contrast: Contrast, tasks: Sequence[str], level: float = 0.95
+) -> Interval:
+    """Mean over tasks of a contrast, over other tasks like these, from ``{model: {task: score}}``.
+
+    The spread of the differences over tasks holds the chance of the units in it already.
 
     Raises:
         BoomError: fewer than three tasks.
     """
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 3:
-        raise BoomError(f"an interval over tasks needs at least three tasks, got {len(values)}.")
-    return _interval(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1, level)
+    if len(tasks) < 3:
+        raise BoomError(f"an interval over tasks needs at least three tasks, got {len(tasks)}.")
+    freedom = len(tasks) - 1
+
+    def column(weights: Mapping[str, float]) -> np.ndarray:
+        return sum(
+            (w * np.array([scores[m][task] for task in tasks]) for m, w in weights.items()), np.zeros(len(tasks))
+        )
+
+    def seeds(side: Sequence[str]) -> _Seeds:
+        columns = [column(Contrast((model,), tuple(side)).weights) for model in side]
+        units = sum(float(c.var(ddof=1)) / len(tasks) for c in columns)
+        return _Seeds(sum(float(c.mean()) ** 2 for c in columns), units, len(side))
+
+    values = column(contrast.weights)
+    sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
+    parts = [(float(values.var(ddof=1)) / len(tasks), freedom), *_seed_variance([seeds(side) for side in sides])]
+    return _interval(float(values.mean()), parts, level)
 
 
-def _interval(centre: float, error: float, freedom: float, level: float) -> Interval:
-    from scipy.stats import t
+def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float) -> Interval:
+    """From independent parts of the variance with their degrees of freedom (Welch and Satterthwaite)."""
+    from scipy.special import stdtrit
 
-    reach = float(t.ppf(0.5 + level / 2, freedom)) * error
+    total = math.fsum(variance for variance, _ in parts)
+    squares = math.fsum(variance * variance / freedom for variance, freedom in parts)
+    freedom = total * total / squares if squares else 1.0
+    reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
     return Interval(centre, centre - reach, centre + reach)
+
+
+def _data(samples: Samples) -> tuple[str, int, str]:
+    return samples.texts, samples.units, samples.kind
 
 
 def _counts(units: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -171,54 +292,3 @@ def _counts(units: int, resamples: int, rng: np.random.Generator) -> Iterator[np
         rows = min(block, resamples - start)
         picks = rng.integers(0, units, size=(rows, units)) + np.arange(rows)[:, None] * units
         yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
-
-
-def _same(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(values, counts.shape)
-
-
-def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Average ranks [R, N] of values [N] when value n occurs ``counts[r, n]`` times."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    tied = np.add.reduceat(counts[:, order], starts, axis=1)  # [R, groups]
-    ranks = np.cumsum(tied, axis=1) - (tied - 1) / 2
-    group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(ordered)]))
-    out = np.empty_like(counts)
-    out[:, order] = ranks[:, group]
-    return out
-
-
-def _pearson(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation [R] of x and y [R, N] under counts; 0 where one of them is constant."""
-    total = counts.sum(axis=1, keepdims=True)
-    x = x - (counts * x).sum(axis=1, keepdims=True) / total
-    y = y - (counts * y).sum(axis=1, keepdims=True) / total
-    norm = np.sqrt((counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1))
-    return np.divide((counts * x * y).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 0)
-
-
-def _v_measure(counts: np.ndarray, classes: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """V-measure [R] (Rosenberg & Hirschberg 2007): 2 I(C;K) / (H(C) + H(K)) of classes and clusters under counts."""
-    width = int(clusters.max()) + 1
-    cells = classes * width + clusters
-    kinds = np.unique(cells)
-    joint = _sums(counts, cells)
-    h_joint = _entropy(joint)
-    h_class, h_cluster = _entropy(_sums(joint, kinds // width)), _entropy(_sums(joint, kinds % width))
-    both = h_class + h_cluster
-    return np.divide(2 * (both - h_joint), both, out=np.ones(len(both)), where=both > 0)
-
-
-def _sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Row-wise sums [R, G] of values [R, N] over the groups [N], in ascending order of the group."""
-    order = np.argsort(groups, kind="stable")
-    ordered = groups[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    return np.add.reduceat(values[:, order], starts, axis=1)
-
-
-def _entropy(masses: np.ndarray) -> np.ndarray:
-    p = masses / masses.sum(axis=1, keepdims=True)
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
