@@ -1,0 +1,144 @@
+"""Models side by side on the same tasks: scores, differences to the first with intervals, and means.
+
+The means are the leaderboard's: over tasks, over task types (the mean of each type's mean), and over the in-domain and
+out-of-domain tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from boom_ray.config import BoomError
+from boom_ray.evaluate.samples import Samples
+from boom_ray.evaluate.sets import EvalSet
+from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, over_tasks
+
+RowKind = Literal["task", "type", "domain", "types", "mean"]
+_DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of a task beside its scores; ``task_type``, ``domain`` and ``metric`` are empty where it is not."""
+
+    name: str
+    task_type: str = ""
+    domain: str = ""
+    metric: str = ""
+
+    @classmethod
+    def of(cls, entry: EvalSet) -> Task:
+        return cls(entry.name, entry.task_type, entry.domain, entry.metric)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's main scores, 0..1, and what they were made from, where that was kept."""
+
+    name: str
+    scores: Mapping[str, float]
+    samples: Mapping[str, Samples]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task or a mean over tasks.
+
+    ``scores``: one per side, the mean over its seeds. For every side but the first, its difference to the first:
+    ``differences`` with an interval over other units (and seeds), None where the units are not known; ``over_tasks``
+    with an interval over other tasks, None for fewer than three tasks.
+    """
+
+    label: str
+    kind: RowKind
+    tasks: tuple[str, ...]
+    scores: tuple[float, ...]
+    differences: tuple[Interval | None, ...]
+    over_tasks: tuple[Interval | None, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sides are single models, or several seeds of one method. ``left_out``: tasks that not every model has."""
+
+    sides: tuple[str, ...]
+    seeds: tuple[int, ...]
+    tasks: tuple[Task, ...]
+    rows: tuple[Row, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def overall(self) -> Row:
+        """The mean over all tasks; of a single task, the task."""
+        return next((row for row in self.rows if row.kind == "mean"), self.rows[0])
+
+
+def compare(sides: Mapping[str, Sequence[Scored]], tasks: Iterable[Task], how: Bootstrap | None = None) -> Comparison:
+    """Compare sides on the tasks that all of their models have scores on.
+
+    Args:
+        sides: ``{name: models}``, the reference first; several models of a side are training seeds of one method.
+        tasks: what the scores are of; a task that is only known to some models is left out.
+
+    Raises:
+        BoomError: fewer than two sides, no task in common, or scores taken on different texts.
+    """
+    if len(sides) < 2:
+        raise BoomError("a comparison needs at least two models.")
+    known = {task.name: task for task in tasks}
+    models = {f"{number}.{seed}": m for number, side in enumerate(sides.values()) for seed, m in enumerate(side)}
+    common = [name for name in known if all(name in model.scores for model in models.values())]
+    if not common:
+        names = ", ".join(model.name for model in models.values())
+        raise BoomError(f"{names} have no task in common. Score them on the same sets: give --sets or --benchmark.")
+    shown = sorted((known[name] for name in common), key=lambda t: (t.domain != "in_domain", t.task_type, t.name))
+    paired = Paired({key: {n: m.samples[n] for n in common if n in m.samples} for key, m in models.items()}, how)
+    scores = {key: model.scores for key, model in models.items()}
+    keys = [tuple(k for k in models if k.startswith(f"{number}.")) for number in range(len(sides))]
+    rows = tuple(_row(label, kind, weights, scores, keys, paired) for label, kind, weights in _means(shown))
+    seeds = tuple(len(side) for side in sides.values())
+    return Comparison(tuple(sides), seeds, tuple(shown), rows, tuple(n for n in known if n not in common))
+
+
+def _means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
+    """(label, kind, weight of each task) of every row: tasks, types, domains, the mean of types, the mean."""
+    rows: list[tuple[str, RowKind, dict[str, float]]] = [(task.name, "task", {task.name: 1.0}) for task in tasks]
+    if len(tasks) == 1:
+        return rows
+    types: dict[str, list[str]] = {}
+    for task in tasks:
+        types.setdefault(task.task_type, []).append(task.name)
+    if len(types) > 1 and "" not in types:
+        rows += [(name, "type", _even(members)) for name, members in sorted(types.items())]
+    domains = {label: [t.name for t in tasks if t.domain == domain] for domain, label in _DOMAINS.items()}
+    rows += [(label, "domain", _even(names)) for label, names in domains.items() if len(names) > 0]
+    if len(types) > 1 and "" not in types:
+        each = {task.name: 1 / (len(types) * len(types[task.task_type])) for task in tasks}
+        rows.append(("mean over types", "types", each))
+    rows.append(("mean over tasks", "mean", _even([task.name for task in tasks])))
+    return rows
+
+
+def _even(names: Sequence[str]) -> dict[str, float]:
+    return dict.fromkeys(names, 1 / len(names))
+
+
+def _row(
+    label: str,
+    kind: RowKind,
+    weights: Mapping[str, float],
+    scores: Mapping[str, Mapping[str, float]],
+    sides: Sequence[tuple[str, ...]],
+    paired: Paired,
+) -> Row:
+    def mean(side: Sequence[str]) -> float:
+        return math.fsum(w * scores[model][task] for model in side for task, w in weights.items()) / len(side)
+
+    contrasts = [Contrast(side, sides[0], seeds=True) for side in sides[1:]]
+    wide = len(weights) >= 3 and kind != "types"
+    others = [over_tasks(scores, c, list(weights), paired.how.level) if wide else None for c in contrasts]
+    units = [paired.interval(c, weights) for c in contrasts]
+    return Row(label, kind, tuple(weights), tuple(mean(side) for side in sides), tuple(units), tuple(others))
