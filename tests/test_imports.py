@@ -43,7 +43,7 @@ ORDER = [
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
-    "search.trials", "search.rounds", "evaluate.queue", "final", "merging", "session", "stages", "submit", "pipeline",
+    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "submit", "pipeline",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
