@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Recipe
+from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
 from boom_ray.records import final_failure
+from boom_ray.report.intervals import run_intervals
 from boom_ray.report.page import write_page
 
 _PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
@@ -34,7 +36,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
     """What is known so far; a run that is still under way has fewer models and stages."""
     stages = _stages(ledger, keys)
     members = [_member(ledger, key, i) for i, key in enumerate(keys.members) if ledger.has(key)]
-    return {
+    summary = {
         "name": recipe.name,
         "recipe_yaml": recipe.to_yaml(),
         "created": min((s["started"] for s in stages), default=time.time()),
@@ -54,6 +56,18 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "base_model": recipe.base.model,
         "merge": recipe.merge.model_dump(mode="json"),
     }
+    return {**summary, "intervals": run_intervals(summary, run_samples(ledger, keys))}
+
+
+def run_samples(ledger: Ledger, keys: Keys) -> dict[str, dict[str, Samples]]:
+    """``{model: {set: samples}}``: what the scores of a run's models were made from."""
+    found = {}
+    for name, key in keys.scores.items():
+        if ledger.has(key):
+            files = read_samples(ledger.path(key) / "mteb" / "samples")
+            entries = {s["name"]: s.get("task") or s["name"] for s in ledger.manifest(key)["meta"]["sets"]}
+            found[name] = {entry: files[task] for entry, task in entries.items() if task in files}
+    return found
 
 
 def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
