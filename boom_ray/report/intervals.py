@@ -35,7 +35,7 @@ def run_intervals(summary: Summary, samples: Mapping[str, Mapping[str, Samples]]
 
 
 def means_of(sets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Weights of the sets in the mean of ``in_domain``, ``out_of_domain`` and all ``tasks``, and of ``types``' means."""
+    """Weights of the sets in the mean of ``in_domain``, ``out_of_domain``, all ``tasks``, and the mean of ``types``."""
     groups = {domain: [s["name"] for s in sets if s["domain"] == domain] for domain in ("in_domain", "out_of_domain")}
     groups["tasks"] = [s["name"] for s in sets]
     means = {mean: dict.fromkeys(names, 1 / len(names)) for mean, names in groups.items() if names}

@@ -65,8 +65,8 @@ def run_samples(ledger: Ledger, keys: Keys) -> dict[str, dict[str, Samples]]:
     for name, key in keys.scores.items():
         if ledger.has(key):
             files = read_samples(ledger.path(key) / "mteb" / "samples")
-            entries = {s["name"]: s.get("task") or s["name"] for s in ledger.manifest(key)["meta"]["sets"]}
-            found[name] = {entry: files[task] for entry, task in entries.items() if task in files}
+            stems = {s["name"]: s["name"].replace("/", "-") for s in ledger.manifest(key)["meta"]["sets"]}
+            found[name] = {entry: files[stem] for entry, stem in stems.items() if stem in files}
     return found
 
 
