@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_plan
+from boom_ray import cli_bench, cli_corpus, cli_drift, cli_plan
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 
@@ -33,6 +33,8 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
 
 app.command()(cli_plan.plan)
+app.command()(cli_drift.drift)
+app.command()(cli_drift.contamination)
 
 
 @app.command()

@@ -26,17 +26,18 @@ ORDER = [
     ("base",),
     ("data", "merge", "evaluate"),
     ("plan", "costs", "progress"),
+    ("overlaps",),
     ("train",),
     ("search",),
     ("report",),
     ("merging",),
     ("final",),
-    ("stages",),
+    ("stages", "scoring"),
     ("runs",),
     ("preparation",),
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
-    ("cli_bench", "cli_corpus", "cli_plan"),
+    ("cli_bench", "cli_corpus", "cli_drift", "cli_plan"),
     ("cli",),
     ("__main__",),
 ]
@@ -48,10 +49,13 @@ RAY = {
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
     "peft": {"train.lora"},
-    "mteb": {"evaluate." + room for room in ("tasks", "score", "results", "vectors", "benchmarks", "downloads")},
+    "mteb": {
+        "evaluate.tasks", "evaluate.local_tasks", "evaluate.cutting", "evaluate.score", "evaluate.results",
+        "evaluate.vectors", "evaluate.benchmarks", "evaluate.downloads", "evaluate.drift",
+    },  # fmt: skip
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_bench", "cli_corpus", "cli_plan"},
+    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_plan"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from boom_ray.report.card_scores import markdown_table, scores_section
+from boom_ray.report.drift import drift_lines
 from boom_ray.report.layout import bag_label, busy, duration, percent
 from boom_ray.report.redact import scrub
 from boom_ray.report.tables import DOMAINS, sets_of
@@ -45,6 +46,7 @@ def write_card(summary: Summary, *, published_name: str) -> str:
         _introduction(summary, recipe),
         _usage(name, summary, recipe),
         scores_section(summary),
+        drift_lines(summary),
         _merge(summary, recipe),
         _training(summary),
         _cost(summary),

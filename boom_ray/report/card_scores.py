@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from boom_ray.report.contamination import footnotes, marked
 from boom_ray.report.intervals import format_difference
 from boom_ray.report.tables import (
     DOMAINS,
@@ -53,14 +54,15 @@ def scores_section(summary: Summary) -> str:
         "\n".join(f"- {line}" for line in verdict(summary)),
     ]
     blocks += [_domain_scores(summary, domain) for domain in DOMAINS if sets_of(summary, domain)]
-    return "\n\n".join(blocks)
+    blocks += ["\n".join(f"- {line}" for line in footnotes(summary))]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _domain_scores(summary: Summary, domain: str) -> str:
     chosen = summary.get("chosen")
     shown = [m for m in summary["models"] if m["kind"] == "base" or m["name"] == chosen]
     body = [
-        [s["name"], s["task_type"], s.get("metric") or "-"]
+        [marked(summary, s["name"]), s["task_type"], s.get("metric") or "-"]
         + [_points((m.get("scores") or {}).get(s["name"])) for m in shown]
         + [published_gain(summary, s["name"])]
         for s in sets_of(summary, domain)

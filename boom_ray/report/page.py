@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from boom_ray.report.contamination import contamination_section, marked
 from boom_ray.report.corpus import corpus_section
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
+from boom_ray.report.drift import drift_section
 from boom_ray.report.figures import FIGURES
 from boom_ray.report.html import table
 from boom_ray.report.layout import bag_label, busy, duration
@@ -44,6 +46,8 @@ def write_page(summary: Summary) -> str:
         _figures(summary),
         _section("All sets together", _leaderboard(summary)),
         _section("Scores, set by set", _per_set(summary)),
+        _section("Test texts among the training texts", contamination_section(summary)),
+        _section("Drift: the index of the model before", drift_section(summary)),
         _section("Corpus", corpus_section(summary)),
         _section("Members", _members(summary)),
         _section("Training", training_section(summary)),
@@ -212,7 +216,7 @@ def _per_set(summary: Summary) -> str:
             continue
         head = [label.capitalize(), "task", "metric"] + [m["name"] for m in models] + ["published to base"]
         rows = [
-            [s["name"], s["task_type"], s.get("metric")]
+            [marked(summary, s["name"]), s["task_type"], s.get("metric")]
             + [_points((m.get("scores") or {}).get(s["name"])) for m in models]
             + [published_gain(summary, s["name"])]
             for s in sets

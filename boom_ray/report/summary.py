@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -12,8 +13,10 @@ from typing import Any
 from boom_ray.config import Recipe
 from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
+from boom_ray.overlaps import run_marks
 from boom_ray.plan import Keys
 from boom_ray.records import final_failure
+from boom_ray.report.drift import run_drift
 from boom_ray.report.intervals import run_intervals
 from boom_ray.report.page import write_page
 
@@ -55,19 +58,22 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "published": f"published/{keys.published.name}" if ledger.has(keys.published) else None,
         "base_model": recipe.base.model,
         "merge": recipe.merge.model_dump(mode="json"),
+        "contamination": {name: dataclasses.asdict(mark) for name, mark in run_marks(ledger, keys).items()},
+        "drift": run_drift(ledger.root, keys.published.name),
     }
     return {**summary, "intervals": run_intervals(summary, run_samples(ledger, keys))}
 
 
 def run_samples(ledger: Ledger, keys: Keys) -> dict[str, dict[str, Samples]]:
-    """``{model: {set: samples}}``: what the scores of a run's models were made from."""
-    found = {}
-    for name, key in keys.scores.items():
-        if ledger.has(key):
-            files = read_samples(ledger.path(key) / "mteb" / "samples")
-            stems = {s["name"]: s["name"].replace("/", "-") for s in ledger.manifest(key)["meta"]["sets"]}
-            found[name] = {entry: files[stem] for entry, stem in stems.items() if stem in files}
-    return found
+    """``{model: {set: samples}}`` of a run's models."""
+    return {name: model_samples(ledger, key) for name, key in keys.scores.items() if ledger.has(key)}
+
+
+def model_samples(ledger: Ledger, scores: Key) -> dict[str, Samples]:
+    """``{set: samples}``: what the scores of one model of a run were made from."""
+    files = read_samples(ledger.path(scores) / "mteb" / "samples")
+    stems = {s["name"]: s["name"].replace("/", "-") for s in ledger.manifest(scores)["meta"]["sets"]}
+    return {name: files[stem] for name, stem in stems.items() if stem in files}
 
 
 def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from boom_ray.report.contamination import footnotes, marked
 from boom_ray.report.intervals import format_difference
 from boom_ray.report.tables import (
     DOMAINS,
@@ -23,7 +24,7 @@ def format_tables(summary: Summary) -> str:
     """All scores as plain text for the terminal: means, each domain set by set, then the verdict."""
     blocks = [_means_text(summary), _leaderboard_text(summary)]
     blocks += [_domain_text(summary, domain) for domain in DOMAINS if sets_of(summary, domain)]
-    blocks.append("\n".join(verdict(summary)))
+    blocks += ["\n".join(footnotes(summary)), "\n".join(verdict(summary))]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -59,7 +60,8 @@ def _domain_text(summary: Summary, domain: str) -> str:
     halves = [_starred(m["name"], summary).rpartition("-") for m in models]
     head = [["", ""] + [first + dash for first, dash, _ in halves], ["set", "metric"] + [last for *_, last in halves]]
     body = [
-        [s["name"], s.get("metric") or "-"] + [format_points(_score(m, s["name"])) for m in models]  # in points
+        [marked(summary, s["name"]), s.get("metric") or "-"]
+        + [format_points(_score(m, s["name"])) for m in models]  # in points
         for s in sets
     ]
     body.append(["mean", ""] + [format_points(domain_mean(summary, m, domain)) for m in models])
