@@ -94,22 +94,24 @@ def load_samples(
     return {key: samples for key, samples in found.items() if samples.known}
 
 
-def kept_scores(results: str | Path, model: str, revision: str | None = None) -> list[Kept]:
-    """Every kept score of a model, by name; no mteb is needed.
+def kept_folder(results: str | Path, model: str, revision: str | None = None) -> Path | None:
+    """Where samples and settings of a model's kept scores lie; no mteb is needed.
 
     Args:
         results: root of the results.
         model: the model's name in them, ``boom_ray/NAME`` or ``NAME``.
         revision: default: the one written last.
     """
-    folder = Path(results) / "samples"
     names = (model.replace("/", "__"), f"boom_ray__{model}")
-    there = [p for n in names if (folder / n).is_dir() for p in (folder / n).iterdir() if p.is_dir()]
-    chosen = (
-        [p for p in there if p.name == revision] if revision else sorted(there, key=lambda p: p.stat().st_mtime)[-1:]
-    )
-    found = []
-    for file in sorted(f for p in chosen for f in p.glob("*.json")):
+    parents = [Path(results) / "samples" / name for name in names]
+    found = [p for parent in parents if parent.is_dir() for p in parent.iterdir() if revision in (None, p.name)]
+    return max((p for p in found if p.is_dir()), key=lambda p: p.stat().st_mtime, default=None)
+
+
+def kept_scores(results: str | Path, model: str, revision: str | None = None) -> list[Kept]:
+    """Every kept score of a model, by name; arguments as :func:`kept_folder`."""
+    folder, found = kept_folder(results, model, revision), []
+    for file in sorted(folder.glob("[!.]*.json")) if folder else ():
         try:
             found.append(Kept(**json.loads(file.read_text(encoding="utf-8"))))
         except _DAMAGED:

@@ -6,6 +6,9 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import yaml
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.sets import EvalSet
@@ -51,6 +54,39 @@ def asked(sets: Sequence[EvalSet], cap: Cap = None, prompts: Mapping[str, str] |
         mine = tuple(sorted((key, text) for key, text in given.items() if _target(key) in concerned))
         found.append(replace(entry, cap=_cap_of(entry, cap), prompts=mine or entry.prompts))
     return found
+
+
+def read_prompts(file: Path) -> dict[str, str]:
+    """Prompts of a YAML or JSON file, one mapping of text to text.
+
+    Raises:
+        BoomError: no such file, or something else in it.
+    """
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BoomError(f"prompts file {file} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
+        raise BoomError(f"prompts file {file} must map task, task type or side to a text, as in 'query: \"query: \"'.")
+    return found
+
+
+def read_cap(given: Sequence[str]) -> Cap:
+    """The cap of ``--cap 500`` or of ``--cap default=500 --cap NAME=100 --cap NAME=none``.
+
+    Raises:
+        BoomError: something else, or a cap below 10.
+    """
+    caps: dict[str, int | None] = {}
+    for item in given:
+        name, _, number = item.rpartition("=")
+        if number.isdigit() and int(number) >= 10:
+            caps[name or "default"] = int(number)
+        elif number == "none" and name:
+            caps[name] = None
+        else:
+            raise BoomError(f"--cap {item}: a number of texts from 10 up, NAME=NUMBER or NAME=none.")
+    return caps["default"] if list(caps) == ["default"] else caps or None
 
 
 def mteb_type(task_type: str) -> str:
