@@ -34,7 +34,9 @@ from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run
 
 if TYPE_CHECKING:
     from boom_ray.failures import Failure
+    from boom_ray.final import FinalTask
     from boom_ray.merging import GramTask
+    from boom_ray.stages import FinalHandle
 
 
 @dataclass(frozen=True)
@@ -224,27 +226,45 @@ def _search(run: Run) -> None:
 
 
 def _final(run: Run) -> None:
-    """Drive the final actor: merges, scores, publish."""
+    """Merge, score all models, publish."""
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
+    from boom_ray.evaluate.settings import asked
     from boom_ray.final import FinalTask
-    from boom_ray.session import hardware, largest_node
-    from boom_ray.stages import FinalHandle
+    from boom_ray.session import largest_node
 
     found = run_evaluation(recipe, run.ledger, keys)
-    sets = found.sets(found.trained)
+    sets = asked(found.sets(found.trained), found.cap)
     task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), found.trained, largest_node())
-    final = FinalHandle(task, gpus=min(1, hardware()["gpus"]))
-    for name in MERGES:
-        if due(run, keys.merges[name], f"final: merging with {name} weights"):
-            final.merge(name, *merge_weights(recipe, run.ledger, keys, name))
-    for name, key in keys.scores.items():
-        if due(run, key, f"final: scoring {name} on {len(sets)} sets"):
-            final.score(name, keys.models[name], key)
+    _merge(run, task)
+    due_scores = {name: key for name, key in keys.scores.items() if not run.has(key)}
+    if due_scores:
+        from boom_ray.scoring import score_models
+
+        models = f"{len(due_scores)} models" if len(due_scores) > 1 else next(iter(due_scores))
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(sets)} sets")
+        score_models(task, due_scores, run.echo)
     run.echo(f"[{time.strftime('%H:%M:%S')}] final: publishing merge-{recipe.merge.weights}")
     summary, _ = write_summary(run.ledger, keys, recipe)
-    final.publish(summary)
+    _final_actor(task).publish(summary)
+
+
+def _merge(run: Run, task: FinalTask) -> None:
+    """The merges of the table; their actor is gone, with its cores, when they are there."""
+    todo = [name for name in MERGES if not run.has(run.keys.merges[name])]
+    final = _final_actor(task) if todo else None
+    for name in todo:
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: merging with {name} weights")
+        assert final is not None
+        final.merge(name, *merge_weights(run.recipe, run.ledger, run.keys, name))
+
+
+def _final_actor(task: FinalTask) -> FinalHandle:
+    from boom_ray.session import hardware
+    from boom_ray.stages import FinalHandle
+
+    return FinalHandle(task, gpus=min(1, hardware()["gpus"]))
 
 
 def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:

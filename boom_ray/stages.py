@@ -11,7 +11,6 @@ import ray
 from boom_ray.config import Base
 from boom_ray.data.schedule import Batch
 from boom_ray.final import Final, FinalTask
-from boom_ray.ledger import Key
 from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
@@ -48,16 +47,13 @@ def _warm(task: MemberTask, batches: list[Batch]) -> None:
 
 
 class FinalHandle:
-    """The final actor, with all cores of a node (and a GPU where there is one)."""
+    """The final actor, with all cores of a node (and a GPU where there is one) until nobody holds this handle."""
 
     def __init__(self, task: FinalTask, gpus: int) -> None:
         self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
         get(self._actor.merge.remote(name, list(weights), scale))
-
-    def score(self, name: str, model: Key, key: Key) -> None:
-        get(self._actor.score.remote(name, model, key))
 
     def publish(self, summary: dict[str, Any]) -> None:
         get(self._actor.publish.remote(summary))

@@ -51,7 +51,7 @@ ONLY = {
     "peft": {"train.lora"},
     "mteb": {
         "evaluate.tasks", "evaluate.local_tasks", "evaluate.cutting", "evaluate.score", "evaluate.results",
-        "evaluate.vectors", "evaluate.benchmarks", "evaluate.downloads", "evaluate.drift",
+        "evaluate.vectors", "evaluate.benchmarks", "evaluate.downloads", "bench.evaluate_jobs", "evaluate.drift",
     },  # fmt: skip
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},

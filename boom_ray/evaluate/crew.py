@@ -54,12 +54,14 @@ class Crew(Protocol):
 
 @dataclass(frozen=True)
 class Told:
-    """A job that has ended: its value or its error, when it began, and the seconds that workers spent on it."""
+    """A job that has ended: its value or its error, when it began and ended, and the seconds that all workers together
+    have spent on its model so far."""
 
     job: Job
     value: Any
     error: Exception | None
     began: float
+    finished: float
     seconds: float
 
 
@@ -80,7 +82,7 @@ class Driver:
         self._free: set[int] = set()
         self._since: dict[int, float] = {}
         self._began: dict[Job, float] = {}
-        self._seconds: dict[Job, float] = {}
+        self._seconds: dict[int, float] = {}
 
     def run(self) -> None:
         while self._board.left:
@@ -100,6 +102,8 @@ class Driver:
             return
         if action is not None:
             self._board.free(worker)
+            model = action.part.model if isinstance(action, Encode) else action.job.model
+            self._seconds[model] = self._seconds.get(model, 0.0) + time.time() - self._since[worker]
         self._free.add(worker)
         if isinstance(action, Start | Resume):
             self._note_job(worker, action.job, outcome)
@@ -109,9 +113,7 @@ class Driver:
             raise outcome.error
 
     def _note_job(self, worker: int, job: Job, outcome: Outcome) -> None:
-        began = self._since[worker]
-        self._began.setdefault(job, began)
-        self._seconds[job] = self._seconds.get(job, 0.0) + time.time() - began
+        self._began.setdefault(job, self._since[worker])
         if isinstance(outcome, Need):
             self._board.need(job, outcome)
             return
@@ -120,7 +122,7 @@ class Driver:
             raise error
         self._board.finished(job)
         value = outcome.value if isinstance(outcome, Done) else None
-        self._told(Told(job, value, error, self._began[job], self._seconds[job]))
+        self._told(Told(job, value, error, self._began[job], time.time(), self._seconds[job.model]))
 
 
 class Alone:

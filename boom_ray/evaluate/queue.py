@@ -48,7 +48,7 @@ def evaluate_many(
         BoomError: a model or set cannot be read, or sets failed; what was scored is kept.
     """
     work = Work(tuple(_known(model) for model in models), tuple(anywhere(sets)), chunk_tokens)
-    scores = kept_scores(work)
+    scores = at_hand(work)
     jobs = [Job(m, s) for m in range(len(models)) for s in range(len(sets)) if sets[s].name not in scores[m]]
     if len(jobs) < len(models) * len(sets):
         say(f"{len(models) * len(sets) - len(jobs)} of {len(models) * len(sets)} scores are there already")
@@ -98,7 +98,7 @@ def anywhere(sets: Sequence[EvalSet]) -> list[EvalSet]:
     return [entry if entry.path is None else replace(entry, path=entry.path.absolute()) for entry in sets]
 
 
-def kept_scores(work: Work) -> list[dict[str, float]]:
+def at_hand(work: Work) -> list[dict[str, float]]:
     """For each model the scores that are kept already."""
     from boom_ray.evaluate.results import cached, model_meta, open_cache
 
@@ -122,7 +122,9 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     Raises:
         BoomError: a mistake in a model or a set, or actors that die again and again.
     """
-    costs = {job: _cost(work, job) for job in jobs}
+    costs = {job: _cost(work, job) for job in jobs if job.entry < len(work.sets)}
+    longest = max(costs.values(), default=1.0)
+    costs |= {job: longest for job in jobs if job not in costs}  # of `extra` nothing is known: not the last to begin
     names = [entry.result_name for entry in work.sets]
     files = {i: name for i, name in enumerate(names) if names.count(name) > 1}
 
@@ -162,8 +164,6 @@ def _weights(model: ModelToScore) -> int:
 
 def _cost(work: Work, job: Job) -> float:
     """Characters of a set, or something like it."""
-    if job.entry == len(work.sets):
-        return 0.0
     entry = work.sets[job.entry]
     if entry.path is None:
         from boom_ray.evaluate.benchmarks import characters
