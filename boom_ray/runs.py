@@ -220,6 +220,18 @@ def look(recipe: Recipe) -> World:
     return World(tuple(seen), _base_digest(recipe), digests, _datasets(recipe), _miners(recipe), _tasks(recipe))
 
 
+def require_data(recipe: Recipe) -> None:
+    """Offline, check that the data of the recipe's mteb tasks are here: said before anything is trained.
+
+    Raises:
+        BoomError: some are not.
+    """
+    if recipe.evaluate.benchmarks or recipe.evaluate.tasks:
+        from boom_ray.evaluate import benchmarks, downloads
+
+        downloads.require_data(benchmarks.find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks))
+
+
 def _tasks(recipe: Recipe) -> tuple[Any, ...]:
     """Which texts the recipe's benchmarks and tasks of mteb hold; where there are none, mteb is not imported."""
     if not (recipe.evaluate.benchmarks or recipe.evaluate.tasks):
