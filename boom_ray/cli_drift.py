@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from boom_ray.config import BoomError
 if TYPE_CHECKING:
     from boom_ray.evaluate.contamination import Mark
     from boom_ray.evaluate.sets import EvalSet
+    from boom_ray.evaluate.settings import Cap
 
 Sets = Annotated[
     list[Path] | None,
@@ -21,13 +22,29 @@ Sets = Annotated[
 ]
 Benchmarks = Annotated[list[str] | None, typer.Option("--benchmark", help="Benchmark of mteb, by name. Repeatable.")]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task of mteb, by name. Repeatable.")]
-Cap = Annotated[int | None, typer.Option(help="Texts per set at most, the same for both models.")]
+Caps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cap", help="Texts per set at most, the same for all models: 500, NAME=100, default=500. Repeatable."
+    ),
+]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Run of the model. Default: the run that it is in.")]
 KeepIn = Annotated[
     Path | None,
     typer.Option("--run-dir", help="Run of NEW: its sets are used, and its report shows the drift from then on."),
 ]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers here, too.")]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be looked at."""
+
+    folders: tuple[Path, ...]
+    benchmarks: tuple[str, ...]
+    tasks: tuple[str, ...]
+    cap: Cap
+    run_dir: Path | None
 
 
 def drift(
@@ -40,7 +57,7 @@ def drift(
         list[Path] | None,
         typer.Option("--texts", help="Texts of your own index: .txt, a line each, or JSON lines, parquet… Repeatable."),
     ] = None,
-    cap: Cap = None,
+    cap: Caps = None,
     queries: Annotated[int, typer.Option(help="Texts that ask, where a set has no queries of its own.")] = 1000,
     run_dir: KeepIn = None,
     json_file: JsonFile = None,
@@ -56,14 +73,16 @@ def drift(
     """
     from boom_ray.evaluate.drift import DriftOptions
     from boom_ray.evaluate.drift import drift as compare
+    from boom_ray.evaluate.settings import read_cap
     from boom_ray.overlaps import plain_texts
     from boom_ray.report.drift import format_drift
 
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise BoomError(f"--plot {plot}: give a name that ends in .png or .svg.")
-    own = {file.name: plain_texts(file, cap) for file in texts or ()}
-    asked = bool(sets or benchmarks or tasks)
-    entries = _entries(new, sets, benchmarks, tasks, run_dir, cap) if asked or not own else []
+    limit = read_cap(cap or ())
+    own = {file.name: plain_texts(file, limit if isinstance(limit, int) else None) for file in texts or ()}
+    wanted = _Wanted(tuple(sets or ()), tuple(benchmarks or ()), tuple(tasks or ()), limit, run_dir)
+    entries = [] if own and not (sets or benchmarks or tasks) else _entries(new, wanted)
     told = compare(old, new, entries, own, DriftOptions(queries=queries)).to_json()
     _write_json(json_file, told)
     if plot is not None:
@@ -85,7 +104,7 @@ def contamination(
     ngram: Annotated[
         int, typer.Option(min=0, help="Words in a row that make a near duplicate; 0: only whole texts count.")
     ] = 13,
-    cap: Cap = None,
+    cap: Caps = None,
     run_dir: RunDir = None,
     results: Annotated[
         Path, typer.Option(help="Results of `boom-ray evaluate`: scores without what is touched.")
@@ -100,9 +119,11 @@ def contamination(
 
       boom-ray contamination some-model/ --sets my_sets/ --training their_data/*.jsonl.gz
     """
+    from boom_ray.evaluate.settings import read_cap
     from boom_ray.overlaps import find_marks, keep_marks, kept_samples, training_texts
 
-    entries = _entries(model, sets, benchmarks, tasks, run_dir, cap)
+    wanted = _Wanted(tuple(sets or ()), tuple(benchmarks or ()), tuple(tasks or ()), read_cap(cap or ()), run_dir)
+    entries = _entries(model, wanted)
     texts = training_texts(None if training else _corpus(model, run_dir), training or ())
     samples = {str(model): kept_samples(model, entries, results)}
     marks = find_marks(entries, texts, ngram or None, samples)
@@ -127,20 +148,15 @@ def mark_lines(marks: dict[str, Mark]) -> list[str]:
     return [*lines, f"{verdict}: {', '.join(hit)}." if hit else f"{verdict}."]
 
 
-def _entries(
-    model: Path,
-    sets: list[Path] | None,
-    benchmarks: list[str] | None,
-    tasks: list[str] | None,
-    run_dir: Path | None,
-    cap: int | None,
-) -> list[EvalSet]:
-    """The sets that are asked for, each with its cap."""
-    from boom_ray.evaluate.settings import asked
-    from boom_ray.runs import find_evaluation
+def _entries(model: Path, wanted: _Wanted) -> list[EvalSet]:
+    """The sets that are asked for, else those of the run, with their caps; in-domain or not is no matter."""
+    from boom_ray.evaluate.downloads import require_data
+    from boom_ray.runs import Evaluation, find_evaluation
 
-    found = find_evaluation(model, sets or (), run_dir, ())
-    return asked(found.sets(found.trained or None), cap or found.cap)
+    given = Evaluation(cap=wanted.cap, benchmarks=wanted.benchmarks, tasks=wanted.tasks)
+    entries = find_evaluation(model, wanted.folders, wanted.run_dir, (), given).sets(None)
+    require_data(entries)
+    return entries
 
 
 def _corpus(model: Path, run_dir: Path | None) -> Path | None:

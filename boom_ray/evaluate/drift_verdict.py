@@ -8,10 +8,11 @@ The question is that of an owner of an index of old vectors who takes up the new
 - Where nothing is known to be relevant, it may stay when at least ``OVERLAP`` of the ten first results are those of a
   new index, and the whole interval says so: approximate indexes are commonly tuned to a recall of 0.95, so this is no
   more than the loss that is accepted there.
-- Vectors of another dimension cannot be searched together.
+- Vectors of another dimension cannot be searched together; vectors that are the same need not be made again.
 
-What is not shown does not count: too few queries mean "re-embed", and the reason says that more would settle it. A set
-that is shown by itself to lose more than the limit is enough for "re-embed", too.
+What is not shown does not count: too few queries mean "re-embed", and the reason says that more would settle it. Fewer
+than ``FEWEST`` never show that an index may stay, since the harm may lie with queries that are not among them. A set that
+is shown by itself to lose more than the limit is enough for "re-embed", too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from boom_ray.evaluate.significance import Interval, Samples, mean_difference, t
 
 LOSS = 0.005  # of nDCG@10, 0..1
 OVERLAP = 0.95
+FEWEST = 50  # queries
+SAME = 1e-5  # of 1 minus the cosine: float32 vectors of one model, made in other batches, differ by about 1e-6
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75)
+_MORE = " More could settle it."
 # name: what is subtracted from what; positive means that the old index does worse
 _LOSSES = {"to_new_index": ("new", "mixed"), "to_today": ("old", "mixed")}
 
@@ -78,6 +82,8 @@ class Drift:
             old, new = next(m.dimensions for m in self.sets if m.dimensions[0] != m.dimensions[1])
             reason = f"old vectors have {old} numbers and new ones {new}, so new queries cannot search the old index."
             return Verdict(True, True, reason)
+        if all(m.cosines.min() > 1 - SAME for m in self.sets):
+            return Verdict(False, True, "every text has the same vector from both models.")
         return self._by_relevance() if self.judged else self._by_overlap()
 
     def _by_relevance(self) -> Verdict:
@@ -88,11 +94,11 @@ class Drift:
             if loss.low <= LOSS < alone.low and len(self.judged) > 1:
                 where = f"on {m.name} alone they lose {_points(alone)}"
                 return Verdict(True, True, f"{lost}, but {where}.")
-        if loss.high <= LOSS:
+        if loss.high <= LOSS and self._queries >= FEWEST:
             return Verdict(False, True, f"{lost}.")
         if loss.low > LOSS:
             return Verdict(True, True, f"{lost}.")
-        return Verdict(True, False, f"{lost}, and {self._queries} do not show that it is kept. More could settle it.")
+        return Verdict(True, False, f"{lost}, and {self._queries} queries do not show that it holds.{_MORE}")
 
     def _by_overlap(self) -> Verdict:
         same = self.overlap("mixed/new")
@@ -100,15 +106,15 @@ class Drift:
             f"new queries find {_percent(same)} of their {TOP} nearest texts in the old index, too; "
             f"{100 * OVERLAP:.0f} % are asked for"
         )
-        if same.low >= OVERLAP:
+        if same.low >= OVERLAP and self._queries >= FEWEST:
             return Verdict(False, True, f"{shared}.")
         if same.high < OVERLAP:
             return Verdict(True, True, f"{shared}.")
-        return Verdict(True, False, f"{shared}, and {self._queries} do not show that. More could settle it.")
+        return Verdict(True, False, f"{shared}, and {self._queries} queries do not show that.{_MORE}")
 
     @property
-    def _queries(self) -> str:
-        return f"these {sum(m.queries for m in self.judged or self.sets):,} queries"
+    def _queries(self) -> int:
+        return sum(m.queries for m in self.judged or self.sets)
 
     def notes(self) -> list[str]:
         """What else an owner should know, as sentences."""

@@ -120,7 +120,7 @@ def measured(name: str = "set", **ndcg: Sequence[float]) -> Measured:
     same = np.ones(count)
     overlaps = {"mixed/new": same, "mixed/old": same, "new/old": same}
     values = {system: np.array(v, dtype=float) for system, v in ndcg.items()}
-    return Measured(name, (4, 4), 9, count, np.ones(9 + count, np.float32), overlaps, values)
+    return Measured(name, (4, 4), 9, count, np.full(9 + count, 0.9, np.float32), overlaps, values)
 
 
 def with_loss(loss: float, noise: float, count: int, name: str = "set") -> Measured:
@@ -135,7 +135,8 @@ def with_loss(loss: float, noise: float, count: int, name: str = "set") -> Measu
         (0.0, 0.01, 400, False, True),
         (LOSS / 2, 0.01, 400, False, True),
         (0.03, 0.01, 400, True, True),
-        (0.0, 0.2, 20, True, False),  # 20 queries show nothing
+        (0.0, 0.2, 20, True, False),  # 20 queries show nothing,
+        (0.0, 0.0, 20, True, False),  # however equal they are
         (-0.05, 0.01, 400, False, True),  # the old index is better
     ],
 )
@@ -154,11 +155,12 @@ def test_one_set_that_loses_is_enough() -> None:
 
 @pytest.mark.parametrize(("share", "count", "reembed", "shown"), [
     (1.0, 50, False, True), (0.98, 400, False, True), (0.7, 400, True, True), (OVERLAP, 20, True, False),
+    (1.0, 20, True, False),
 ])  # fmt: skip
 def test_the_rule_by_overlap(share: float, count: int, reembed: bool, shown: bool) -> None:
     values = np.clip(share + 0.02 * np.tile([1, -1], count // 2), 0, 1) if share < 1 else np.ones(count)
     overlaps = dict.fromkeys(("mixed/new", "mixed/old", "new/old"), values)
-    found = Measured("texts", (4, 4), 9, count, np.ones(9, np.float32), overlaps, {})
+    found = Measured("texts", (4, 4), 9, count, np.full(9, 0.9, np.float32), overlaps, {})
     verdict = Drift("a", "b", (found,)).verdict()
     assert (verdict.reembed, verdict.shown) == (reembed, shown)
 
