@@ -30,7 +30,7 @@ from boom_ray.recipe import load_recipe
 from boom_ray.records import drop_checkpoints, forget, record_failure
 from boom_ray.report.layout import duration
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run_keys, with_found_miners
+from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_evaluation, run_keys, with_found_miners
 
 if TYPE_CHECKING:
     from boom_ray.failures import Failure
@@ -80,6 +80,7 @@ def run(
     if todo:
         from boom_ray.session import hardware, ray_session
 
+        require_data(recipe)
         echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
         ledger.write_text("recipe.yaml", recipe.to_yaml())
         ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
@@ -230,12 +231,11 @@ def _final(run: Run) -> None:
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
-    from boom_ray.evaluate.settings import asked
     from boom_ray.final import FinalTask
     from boom_ray.session import largest_node
 
     found = run_evaluation(recipe, run.ledger, keys)
-    sets = asked(found.sets(found.trained), found.cap)
+    sets = found.sets(found.trained)
     task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), found.trained, largest_node())
     _merge(run, task)
     due_scores = {name: key for name, key in keys.scores.items() if not run.has(key)}
@@ -245,6 +245,11 @@ def _final(run: Run) -> None:
         models = f"{len(due_scores)} models" if len(due_scores) > 1 else next(iter(due_scores))
         run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(sets)} sets")
         score_models(task, due_scores, run.echo)
+    if sets:
+        from boom_ray.stages import mark_sets
+
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: looking for test texts of the sets in the corpus")
+        mark_sets(task)
     run.echo(f"[{time.strftime('%H:%M:%S')}] final: publishing merge-{recipe.merge.weights}")
     summary, _ = write_summary(run.ledger, keys, recipe)
     _final_actor(task).publish(summary)

@@ -11,8 +11,8 @@ The question is that of an owner of an index of old vectors who takes up the new
 - Vectors of another dimension cannot be searched together; vectors that are the same need not be made again.
 
 What is not shown does not count: too few queries mean "re-embed", and the reason says that more would settle it. Fewer
-than ``FEWEST`` never show that an index may stay, since the harm may lie with queries that are not among them. A set that
-is shown by itself to lose more than the limit is enough for "re-embed", too.
+than ``FEWEST`` never show that an index may stay: the harm may lie with queries that are not among them. A set that is
+shown by itself to lose more than the limit is enough for "re-embed", too.
 """
 
 from __future__ import annotations
