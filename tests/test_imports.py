@@ -34,10 +34,10 @@ ORDER = [
     ("final",),
     ("stages", "scoring"),
     ("runs",),
-    ("preparation",),
+    ("preparation", "contenders"),
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
-    ("cli_bench", "cli_corpus", "cli_drift", "cli_plan"),
+    ("cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan"),
     ("cli",),
     ("__main__",),
 ]
@@ -55,7 +55,7 @@ ONLY = {
     },  # fmt: skip
     "optuna": {"search.rounds", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_plan"},
+    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")

@@ -1,7 +1,7 @@
 """Models side by side on the same tasks: scores, differences to the first with intervals, and means.
 
-The means are the leaderboard's: over tasks, over task types (the mean of each type's mean), and over the in-domain and
-out-of-domain tasks.
+The means are the leaderboard's: over tasks, over task types (the mean of each type's mean), and over the tasks of each
+domain and benchmark.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from boom_ray.evaluate.samples import Samples
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, over_tasks
 
-RowKind = Literal["task", "type", "domain", "types", "mean"]
+RowKind = Literal["task", "type", "domain", "benchmark", "types", "mean"]
 _DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is known of a task beside its scores; ``task_type``, ``domain`` and ``metric`` are empty where it is not."""
+    """What is known of a task beside its scores: empty where nothing is."""
 
     name: str
     task_type: str = ""
     domain: str = ""
     metric: str = ""
+    benchmark: str = ""
 
     @classmethod
     def of(cls, entry: EvalSet) -> Task:
-        return cls(entry.name, entry.task_type, entry.domain, entry.metric)
+        return cls(entry.name, entry.task_type, entry.domain, entry.metric, entry.benchmark)
 
 
 @dataclass(frozen=True)
@@ -98,28 +99,41 @@ def compare(sides: Mapping[str, Sequence[Scored]], tasks: Iterable[Task], how: B
     paired = Paired({key: {n: m.samples[n] for n in common if n in m.samples} for key, m in models.items()}, how)
     scores = {key: model.scores for key, model in models.items()}
     keys = [tuple(k for k in models if k.startswith(f"{number}.")) for number in range(len(sides))]
-    rows = tuple(_row(label, kind, weights, scores, keys, paired) for label, kind, weights in _means(shown))
+    singles: list[tuple[str, RowKind, dict[str, float]]] = [(task.name, "task", {task.name: 1.0}) for task in shown]
+    rows = tuple(_row(label, kind, weights, scores, keys, paired) for label, kind, weights in singles + means(shown))
     seeds = tuple(len(side) for side in sides.values())
     return Comparison(tuple(sides), seeds, tuple(shown), rows, tuple(n for n in known if n not in common))
 
 
-def _means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
-    """(label, kind, weight of each task) of every row: tasks, types, domains, the mean of types, the mean."""
-    rows: list[tuple[str, RowKind, dict[str, float]]] = [(task.name, "task", {task.name: 1.0}) for task in tasks]
-    if len(tasks) == 1:
+def means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
+    """(label, kind, weight of each task) of the rows below the tasks: types, domains, benchmarks, all."""
+    rows: list[tuple[str, RowKind, dict[str, float]]] = []
+    if len(tasks) < 2:
         return rows
-    types: dict[str, list[str]] = {}
-    for task in tasks:
-        types.setdefault(task.task_type, []).append(task.name)
-    if len(types) > 1 and "" not in types:
-        rows += [(name, "type", _even(members)) for name, members in sorted(types.items())]
-    domains = {label: [t.name for t in tasks if t.domain == domain] for domain, label in _DOMAINS.items()}
-    rows += [(label, "domain", _even(names)) for label, names in domains.items() if len(names) > 0]
-    if len(types) > 1 and "" not in types:
-        each = {task.name: 1 / (len(types) * len(types[task.task_type])) for task in tasks}
-        rows.append(("mean over types", "types", each))
-    rows.append(("mean over tasks", "mean", _even([task.name for task in tasks])))
-    return rows
+    types = _groups(tasks, [task.task_type for task in tasks])
+    rows += [(name, "type", _even(names)) for name, names in sorted(types.items())] if len(types) > 1 else []
+    domains = _groups(tasks, [_DOMAINS.get(task.domain, "") for task in tasks])
+    rows += [(name, "domain", _even(names)) for name, names in domains.items()] if len(domains) > 1 else []
+    benchmarks = _groups(tasks, [task.benchmark or "local sets" for task in tasks])
+    for name, names in benchmarks.items() if len(benchmarks) > 1 else ():
+        rows += _both([task for task in tasks if task.name in names], f" of {name}", "benchmark")
+    return rows + _both(tasks, "", "mean")
+
+
+def _both(tasks: Sequence[Task], of: str, kind: RowKind) -> list[tuple[str, RowKind, dict[str, float]]]:
+    """Means over types and over tasks, as the leaderboard has them for each benchmark."""
+    types = _groups(tasks, [task.task_type for task in tasks])
+    each = {name: 1 / (len(types) * len(names)) for names in types.values() for name in names}
+    over_types: list[tuple[str, RowKind, dict[str, float]]] = [(f"mean over types{of}", "types", each)]
+    return (over_types if len(types) > 1 else []) + [(f"mean over tasks{of}", kind, _even([t.name for t in tasks]))]
+
+
+def _groups(tasks: Sequence[Task], keys: Sequence[str]) -> dict[str, list[str]]:
+    """Names of the tasks by key, in the order of the tasks; nothing where a key is not known."""
+    groups: dict[str, list[str]] = {}
+    for task, key in zip(tasks, keys, strict=True):
+        groups.setdefault(key, []).append(task.name)
+    return groups if "" not in groups else {}
 
 
 def _even(names: Sequence[str]) -> dict[str, float]:
