@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Action, Encode, Resume, Start
 from boom_ray.evaluate.crew import Encoded, Failed, Lost, Outcome, Ready, packed
+from boom_ray.evaluate.downloads import offline
 from boom_ray.evaluate.worker import Work, Worker
 from boom_ray.resources import Bundle, fitting
 
@@ -74,7 +76,7 @@ class Actors:
         import ray
 
         options = {"num_cpus": self._bundle.cpus, "num_gpus": self._bundle.gpus, "scheduling_strategy": "SPREAD"}
-        actor = ray.remote(_Actor).options(**options).remote(self._work, self._bundle.cpus)
+        actor = ray.remote(_Actor).options(**options).remote(self._work, self._bundle.cpus, offline())
         self._actors[worker] = actor
         self._flights[actor.ready.remote()] = _Flight(worker, None)
 
@@ -136,6 +138,11 @@ class Actors:
 
 class _Actor(Worker):
     """A worker whose vectors stay in the object store: only their size goes back."""
+
+    def __init__(self, work: Work, threads: int, offline: bool) -> None:
+        if offline:  # in the driver's process; here the libraries that read this are not loaded yet
+            os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+        super().__init__(work, threads)
 
     def ready(self) -> None:
         """Answers once the actor runs."""

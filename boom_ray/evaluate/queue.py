@@ -16,6 +16,7 @@ from pathlib import Path
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Board, Job
 from boom_ray.evaluate.crew import Alone, Crew, Told, drive
+from boom_ray.evaluate.downloads import require_data
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.worker import ModelToScore, Work
 
@@ -120,8 +121,9 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     """Carry out jobs of ``work``; ``told`` hears of each that has ended. ``actors`` as in :func:`evaluate_many`.
 
     Raises:
-        BoomError: a mistake in a model or a set, or actors that die again and again.
+        BoomError: a mistake in a model or a set, data that are missing offline, or actors that die again and again.
     """
+    require_data([work.sets[i] for i in sorted({job.entry for job in jobs}) if i < len(work.sets)])
     costs = {job: _cost(work, job) for job in jobs if job.entry < len(work.sets)}
     longest = max(costs.values(), default=1.0)
     costs |= {job: longest for job in jobs if job not in costs}  # of `extra` nothing is known: not the last to begin
