@@ -6,6 +6,7 @@ rule makes sense, the cap is refused by the task's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,7 +32,8 @@ def _rule(task: Any) -> Callable[[Any, Any, int], Any]:
     from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
     from mteb.abstasks.text.summarization import AbsTaskSummarization
 
-    if isinstance(task, kinds.AbsTaskRetrieval):
+    per_query = re.fullmatch(r"(ndcg|map|recall|precision|mrr|hit_rate)_at_\d+", task.metadata.main_score)
+    if isinstance(task, kinds.AbsTaskRetrieval) and per_query:  # p-MRR and the like compare queries with one another
         return _cut_retrieval
     if isinstance(task, kinds.AbsTaskSTS | kinds.AbsTaskPairClassification):
         return _cut_pairs
