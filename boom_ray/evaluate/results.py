@@ -60,6 +60,7 @@ def open_cache(results: str | Path) -> Any:
 
     class SharedCache(ResultCache):  # type: ignore[misc]
         def save_to_cache(self, *args: Any, **options: Any) -> None:
+            Path(self.cache_path).mkdir(parents=True, exist_ok=True)
             with open(Path(self.cache_path) / ".lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 super().save_to_cache(*args, **options)
