@@ -97,6 +97,8 @@ def evaluate(
         typer.echo(line)
     for line in _remarks(benchmarks or (), entries, asked.trained(listed[0])):
         typer.echo(line)
+    if len(listed) > 1:
+        typer.echo(f"which differences are more than chance: boom-ray compare {' '.join(map(str, listed))}")
 
 
 def compare(

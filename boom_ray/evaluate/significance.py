@@ -25,7 +25,7 @@ __all__ = [
     "read_samples", "task_difference",
 ]  # fmt: skip
 _BLOCK = 1 << 21  # counts held at once: resamples x units
-_WORK = 1 << 25  # counts drawn for one set, unless that leaves too few resamples
+_WORK = 1 << 23  # values looked at for one set and model, unless that leaves too few resamples
 _FEWEST = 200  # resamples: a standard error from 200 is known to 5 %
 
 
@@ -45,7 +45,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How to resample. The same seed gives the same interval; sets of very many units get fewer resamples."""
+    """How to resample. The same seed gives the same interval; sets of very many units and runs get fewer resamples."""
 
     resamples: int = 1000
     seed: int = 17
@@ -155,7 +155,7 @@ class _Leaf:
             self._columns = np.stack([s.values.astype(float) for s in samples])  # [models, units]
             return
         rng = np.random.default_rng([how.seed, *seed])
-        resamples = max(_FEWEST, min(how.resamples, _WORK // self._units))
+        resamples = max(_FEWEST, min(how.resamples, _WORK // max(1, samples[0].values.size)))
         blocks = _counts(self._units, resamples, rng)
         self._columns = np.concatenate([np.stack([s.resampled(c) for s in samples]) for c in blocks], axis=1)
 

@@ -185,9 +185,7 @@ def verdict(summary: Summary) -> list[str]:
 
 def _note(summary: Summary) -> str:
     if (summary.get("intervals") or {}).get("means"):
-        return (
-            "±: 95 % interval over other queries and texts of these sets; other tasks and training seeds are not in it."
-        )
+        return "±: 95 % interval over other queries and texts of these sets; other tasks and seeds are not in it."
     return "Differences are of means over the sets, from one run and without confidence intervals."
 
 
