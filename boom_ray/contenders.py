@@ -128,11 +128,12 @@ def kept(contender: Contender, results: Path) -> tuple[Scored, list[Task]]:
         return Scored(contender.label, meta["scores"], model_samples(contender.ledger, contender.scores)), tasks
     revision = model_revision(contender.directory) if contender.directory else None
     found = kept_scores(results, contender.name, revision)
+    if not found and contender.directory is None:
+        raise BoomError(f"{contender.label} is no directory, and no model in {results} that has been scored.")
     if not found:
-        which = contender.directory or f"{contender.name}'s directory"
         raise BoomError(
-            f"{contender.label} has no scores in {results}. Score it first: boom-ray evaluate {which} --sets FOLDER "
-            f"--results {results}; or give compare the directories of all models and --sets or --benchmark."
+            f"{contender.label} has no scores in {results}. Score it first: boom-ray evaluate {contender.directory} "
+            f"--sets FOLDER --results {results}; or give compare the directories of all models and --sets or --benchmark."
         )
     folder = kept_folder(results, contender.name, revision)
     files = read_samples(folder) if folder else {}

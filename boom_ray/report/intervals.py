@@ -63,7 +63,9 @@ def _contrasts(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Co
 
 def _known(paired: Paired, contrast: Contrast, weights: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
     intervals = {key: paired.interval(contrast, sets) for key, sets in weights.items()}
-    return {key: [i.difference, i.low, i.high] for key, i in intervals.items() if i is not None}
+    return {
+        key: [round(end, 8) for end in (i.difference, i.low, i.high)] for key, i in intervals.items() if i is not None
+    }
 
 
 def mean_reach(summary: Summary, reference: str, model: str, mean: str) -> float | None:

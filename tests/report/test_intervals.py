@@ -29,12 +29,14 @@ def test_every_difference_of_the_tables_has_its_interval() -> None:
     found = samples()
     told = {**summary(), "intervals": run_intervals(summary(), found)}
     base = difference(found["member-0"]["a"], found["base"]["a"])
-    assert told["intervals"]["sets"]["base"]["member-0"]["a"] == pytest.approx([base.difference, base.low, base.high])
-    assert set_reach(told, "base", "member-0", "a") == pytest.approx(50 * (base.high - base.low))
+    assert told["intervals"]["sets"]["base"]["member-0"]["a"] == pytest.approx(
+        [base.difference, base.low, base.high], abs=1e-8
+    )
+    assert set_reach(told, "base", "member-0", "a") == pytest.approx(50 * (base.high - base.low), abs=1e-6)
     pairs = [{n: found[m][n] for n in "ab"} for m in ("merge-ratio", "plain")]
     control = mean_difference(*pairs)
     assert told["intervals"]["means"]["chosen"]["plain"]["in_domain"] == pytest.approx(
-        [control.difference, control.low, control.high]
+        [control.difference, control.low, control.high], abs=1e-8
     )
     members = Paired(found).interval(Contrast(("merge-ratio",), ("member-0", "member-1")), {"c": 1.0})
     assert members is not None
