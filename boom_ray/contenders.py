@@ -133,7 +133,7 @@ def kept(contender: Contender, results: Path) -> tuple[Scored, list[Task]]:
     if not found:
         raise BoomError(
             f"{contender.label} has no scores in {results}. Score it first: boom-ray evaluate {contender.directory} "
-            f"--sets FOLDER --results {results}; or give compare the directories of all models and --sets or --benchmark."
+            f"--sets FOLDER --results {results}; or give directories of all models and --sets or --benchmark here."
         )
     folder = kept_folder(results, contender.name, revision)
     files = read_samples(folder) if folder else {}
