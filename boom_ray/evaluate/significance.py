@@ -80,31 +80,31 @@ class Paired:
     def __init__(self, samples: Mapping[str, Mapping[str, Samples]], how: Bootstrap | None = None) -> None:
         """
         Args:
-            samples: ``{model: {set: samples}}``; a set that a model lacks, or of unknown units, has no intervals.
+            samples: ``{model: {set: samples}}``; a set that a model lacks, or of unknown or other units, has no intervals.
 
         Raises:
             BoomError: two models were scored on different texts of a set.
         """
         self.how = how or Bootstrap()
         self.models = tuple(samples)
-        first: Mapping[str, Samples] = samples[self.models[0]] if self.models else {}
         self._sets: dict[str, list[tuple[float, _Leaf]]] = {}
-        for name in first:
+        for name in samples[self.models[0]] if self.models else ():
             found = [samples[model].get(name) for model in self.models]
             known = [s for s in found if s is not None and s.known]
-            if len(known) == len(found):
+            if len({s.texts for s in known}) > 1:
+                raise BoomError(
+                    f"set '{name}': the scores were not taken on the same texts. Evaluate all models again."
+                )
+            if len(known) == len(found) and len({_shape(s) for s in known}) == 1:
                 self._sets[name] = self._leaves(name, known)
 
     def _leaves(self, name: str, samples: Sequence[Samples]) -> list[tuple[float, _Leaf]]:
         columns = zip(*(s.leaves() for s in samples), strict=True)
-        try:
-            leaves = [(column[0][0], [leaf for _, leaf in column]) for column in columns]
-        except ValueError:  # another number of parts
-            leaves = []
-        if not leaves or any(_data(leaf) != _data(first) for _, (first, *others) in leaves for leaf in others):
-            raise BoomError(f"set '{name}': the scores were not taken on the same texts. Evaluate all models again.")
         seed = zlib.crc32(name.encode())
-        return [(w, _Leaf(found, self.how, (seed, number))) for number, (w, found) in enumerate(leaves)]
+        return [
+            (column[0][0], _Leaf([leaf for _, leaf in column], self.how, (seed, number)))
+            for number, column in enumerate(columns)
+        ]
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -281,8 +281,9 @@ def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float)
     return Interval(centre, centre - reach, centre + reach)
 
 
-def _data(samples: Samples) -> tuple[str, int, str]:
-    return samples.texts, samples.units, samples.kind
+def _shape(samples: Samples) -> tuple[tuple[str, int], ...]:
+    """Models can differ in it on the same texts: mteb leaves out documents whose summaries a model cannot tell apart."""
+    return tuple((leaf.kind, leaf.units) for _, leaf in samples.leaves())
 
 
 def _counts(units: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
