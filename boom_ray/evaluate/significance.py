@@ -80,7 +80,7 @@ class Paired:
     def __init__(self, samples: Mapping[str, Mapping[str, Samples]], how: Bootstrap | None = None) -> None:
         """
         Args:
-            samples: ``{model: {set: samples}}``; a set that a model lacks, or of unknown or other units, has no intervals.
+            samples: ``{model: {set: samples}}``; a set that a model lacks, or has other units of, has no intervals.
 
         Raises:
             BoomError: two models were scored on different texts of a set.
@@ -282,7 +282,7 @@ def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float)
 
 
 def _shape(samples: Samples) -> tuple[tuple[str, int], ...]:
-    """Models can differ in it on the same texts: mteb leaves out documents whose summaries a model cannot tell apart."""
+    """Models can differ in it on the same texts: mteb leaves out documents whose summaries it cannot tell apart."""
     return tuple((leaf.kind, leaf.units) for _, leaf in samples.leaves())
 
 
