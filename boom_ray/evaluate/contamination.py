@@ -68,7 +68,7 @@ def evaluation_texts(sets: Sequence[EvalSet]) -> Iterator[str]:
                 yield from part.queries.values()
                 for _, texts, bodies in part.blocks(_BLOCK):
                     yield from texts
-                    yield from (body for text, body in zip(texts, bodies, strict=True) if body and body != text)
+                    yield from (body for text, body in zip(texts, bodies, strict=True) if body != text)
 
 
 def mark(entry: EvalSet, found: Found, samples: Mapping[str, Samples] | None = None) -> Mark:
@@ -126,7 +126,7 @@ class _Seen:
         """Whether each of N texts occurs, bool [N], in any of its readings."""
         told = [self.found(texts) for texts in readings]
         codes = np.max([codes for codes, _ in told], axis=0)
-        self.counts += np.bincount(codes, minlength=3)
+        np.add(self.counts, np.bincount(codes, minlength=3), out=self.counts)
         self.datasets.update(dict.fromkeys(name for _, datasets in told for name in datasets))
         return np.asarray(codes > 0)
 

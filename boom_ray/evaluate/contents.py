@@ -41,15 +41,10 @@ class Search:
         """``(ids, texts, bodies)`` of at most ``size`` documents; a text is title and body joined, as in mteb."""
         for start in range(0, len(self.corpus), size):
             block = self.corpus[start : start + size]
-            texts = block["text"]
-            titles = block.get("title") or [""] * len(texts)
-            yield (
-                [str(key) for key in block["id"]],
-                [
-                    f"{title} {text}".strip() if title else text.strip()
-                    for title, text in zip(titles, texts, strict=True)
-                ],
-            )
+            bodies = block["text"]
+            titles = block.get("title") or [""] * len(bodies)
+            texts = [f"{a} {b}".strip() if a else b.strip() for a, b in zip(titles, bodies, strict=True)]
+            yield [str(key) for key in block["id"]], texts, bodies
 
 
 @dataclass(frozen=True)

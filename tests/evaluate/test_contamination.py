@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_sets import sentence, write_qrels, write_set
 from typer.testing import CliRunner
@@ -61,6 +61,7 @@ def test_every_text_names_the_datasets_that_it_is_in(tmp_path: Path) -> None:
     assert overlap.found(["c"])[1] == []
 
 
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), ngram=st.sampled_from([None, 2, 3]))
 def test_the_rule_is_that_of_the_corpus(seed: int, ngram: int | None, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A corpus from which evaluation texts were taken touches none of them; what it drops would have."""
@@ -147,7 +148,7 @@ def test_the_clean_score_is_the_score_of_the_rest(search_set: EvalSet, make_mode
     samples = {"m": kept_samples(make_model(0), [search_set], tmp_path)}
     marks = find_marks([search_set], [("t", queries[:3])], samples=samples)
     values = samples["m"]["find"].values
-    assert score == pytest.approx(values.mean(), abs=1e-6)
+    assert score == pytest.approx(values.mean(), abs=1e-5)  # mteb's five decimals
     assert marks["find"].clean["m"] == pytest.approx(values[3:].mean())
     assert "m" not in find_marks([search_set], [("t", queries)], samples=samples)["find"].clean  # nothing is left
 

@@ -20,6 +20,7 @@ from boom_ray.config import BoomError
 from boom_ray.evaluate.drift import DriftOptions, drift, neighbours
 from boom_ray.evaluate.drift_search import Measured, Ranking, Subject, measure, ndcg, overlap
 from boom_ray.evaluate.drift_verdict import LOSS, OVERLAP, Drift
+from boom_ray.evaluate.results import load_samples
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import find_sets
 
@@ -174,10 +175,12 @@ def test_a_worse_model_is_said_to_be_worse() -> None:
 
 def test_new_in_new_is_mtebs_own_score(sets_root: Path, make_model: Models, tmp_path: Path) -> None:
     sets = [s for s in find_sets([sets_root], None) if s.name == "find"]
-    found = drift(make_model(0), make_model(1), sets, options=DriftOptions(block=7)).to_json()
+    found = drift(make_model(0), make_model(1), sets, options=DriftOptions(block=7))
     for seed, system in ((0, "old"), (1, "new")):
         score = evaluate(make_model(seed), sets, results=tmp_path)["find"]
-        assert found["sets"][0]["ndcg"][system] == pytest.approx(score, abs=1e-6)
+        per_query = load_samples(make_model(seed), sets, results=tmp_path)["find"].values
+        assert found.sets[0].ndcg[system] == pytest.approx(per_query, abs=1e-6)
+        assert found.to_json()["sets"][0]["ndcg"][system] == pytest.approx(score, abs=1e-5)  # mteb's five decimals
 
 
 def test_all_types_of_sets_and_plain_texts(sets_root: Path, make_model: Models) -> None:

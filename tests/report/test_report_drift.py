@@ -9,9 +9,9 @@ from typing import Any
 from report_example import example
 
 from boom_ray.report.card import write_card
-from boom_ray.report.contamination import SIGN, footnotes, marked
+from boom_ray.report.contamination import SIGN, contamination_section, footnotes, marked
 from boom_ray.report.drawing import to_svg
-from boom_ray.report.drift import DRIFT_FILE, drift_figure, format_drift, run_drift
+from boom_ray.report.drift import DRIFT_FILE, drift_figure, drift_lines, drift_section, format_drift, run_drift
 from boom_ray.report.page import write_page
 from boom_ray.report.text import format_tables
 
@@ -56,48 +56,43 @@ def told(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_touched_sets_are_marked_with_a_footnote_everywhere() -> None:
-    summary = {**example(), "contamination": {TOUCHED: mark(), "python_functions": mark(exact=0, near=0, touched=0)}}
+def test_marks_footnotes_and_drift_everywhere() -> None:
+    marks = {TOUCHED: mark(), "python_functions": mark(exact=0, near=0, touched=0)}
+    summary = {**example(), "contamination": marks, "drift": told()}
     assert marked(summary, TOUCHED) == f"{TOUCHED} {SIGN}"
     assert marked(summary, "python_functions") == "python_functions"
     (note,) = footnotes(summary)
     assert note.startswith(f"{SIGN} {TOUCHED}: 3 of 90 texts occur in the training data of crawl, 2 more share a run")
     assert note.endswith("and 33.33 without them.")
-    for text in (write_page(summary), write_card(summary, published_name="m"), format_tables(summary)):
-        assert text.count(f"{TOUCHED} {SIGN}") >= 1
+    page, card, tables = write_page(summary), write_card(summary, published_name="m"), format_tables(summary)
+    for text in (page, card, tables):
+        assert f"{TOUCHED} {SIGN}" in text
         assert f"python_functions {SIGN}" not in text
-    assert note in format_tables(summary)
-    assert note in write_card(summary, published_name="m")
-    page = write_page(summary)
+    assert note in tables
+    assert note in card
     assert "Test texts among the training texts" in page
     assert "were taken out of the corpus before" in page
-
-
-def test_a_clean_run_has_the_section_and_no_sign() -> None:
-    summary = {**example(), "contamination": {"python_functions": mark(exact=0, near=0, touched=0, datasets=[])}}
-    assert "Test texts among the training texts" in write_page(summary)
-    assert SIGN not in write_page(summary) + write_card(summary, published_name="m") + format_tables(summary)
-
-
-def test_nothing_known_nothing_said() -> None:
-    plain = example()
-    for key in ("drift", "contamination"):
-        plain.pop(key, None)
-    assert "Drift" not in write_page(plain)
-    assert "Test texts among" not in write_page(plain)
-    assert "## Drift" not in write_card(plain, published_name="m")
-
-
-def test_drift_in_page_card_and_terminal() -> None:
-    summary = {**example(), "drift": told()}
-    page, card, text = write_page(summary), write_card(summary, published_name="m"), format_drift(told())
-    for shown in (page, card, text):
+    for shown in (page, card, format_drift(told())):
         assert "Re-embed: it loses 14.00 points." in shown
         assert "Note one." in shown
     assert "search &lt;i&gt;" in page
     assert "/some/where" not in page + card
     assert "14.00 [13.00, 15.00]" in page
-    assert "80.0 [79.0, 81.0]" in text
+    assert "80.0 [79.0, 81.0]" in format_drift(told())
+
+
+def test_a_clean_run_has_the_section_and_no_sign() -> None:
+    summary = {**example(), "contamination": {"python_functions": mark(exact=0, near=0, touched=0, datasets=[])}}
+    assert "<td>30</td>" in contamination_section(summary)
+    assert SIGN not in contamination_section(summary) + write_card(summary, published_name="m")
+    assert SIGN not in format_tables(summary)
+
+
+def test_nothing_known_nothing_said() -> None:
+    plain = {k: v for k, v in example().items() if k not in ("drift", "contamination")}
+    assert drift_section(plain) == contamination_section(plain) == drift_lines(plain) == ""
+    assert footnotes(plain) == []
+    assert "## Drift" not in write_card(plain, published_name="m")
 
 
 def test_the_figure_shows_what_there_is() -> None:
