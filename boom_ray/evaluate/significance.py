@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 _BLOCK = 1 << 21  # counts held at once: resamples x units
 _WORK = 1 << 23  # values looked at for one set and model, unless that leaves too few resamples
+_TIE = 1e-12  # values that differ by less are equal
 _FEWEST = 200  # resamples: a standard error from 200 is known to 5 %
 
 
@@ -165,21 +166,23 @@ class _Leaf:
         freedom = max(1, n - 1)
         if not self._exact:  # a resample of n varies (n-1)/n as much as n fresh units
             return point, float(column.var(ddof=1)) * n / freedom, freedom
-        return point, (float(column.var()) if plain else _variance(column)) / freedom, freedom
+        if plain or not weights.any():  # a model against itself
+            return point, float(column.var()) / freedom, freedom
+        return point, _variance(column, float(np.ptp(self._columns[weights != 0]))) / freedom, freedom
 
 
-def _variance(differences: np.ndarray) -> float:
-    """Mean square about the mean, as if two more units differed, one each way, by as much as those that do.
+def _variance(differences: np.ndarray, span: float) -> float:
+    """Mean square about the mean, as if one more unit differed, by as much as those that do, one way or the other.
 
-    Where most units are ties the share that is not is known badly; two more make up for it (for right or wrong this
-    is the interval of Bonett & Price 2012, British Journal of Mathematical and Statistical Psychology 65:430, about
-    the plain difference). Where every unit differs nothing changes.
+    Where most units are ties the share that is not is known badly, and one more makes up for it (for right or wrong:
+    Agresti & Min 2005, Statistics in Medicine 24:729, half a unit more each way). Where no unit differs there might be
+    two that do, by the whole ``span`` of the values: three in n is the most that seeing none of n allows for.
+    Where every unit differs nothing changes.
     """
     square, n = float(differences @ differences), len(differences)
-    differ = int(np.count_nonzero(np.abs(differences) > 1e-12))
-    if differ:
-        square = (square + 2 * square / differ) * n / (n + 2)
-    return max(0.0, square / n - float(differences.mean()) ** 2)
+    differ = int(np.count_nonzero(np.abs(differences) > _TIE))
+    more = square / differ if differ else 2 * span * span
+    return max(0.0, (square + more) / (n + 1) - float(differences.mean()) ** 2)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, Samples
+if TYPE_CHECKING:
+    from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, Samples
 
 Summary = Mapping[str, Any]
 REFERENCES = ("base", "members", "chosen")
@@ -23,6 +24,8 @@ def run_intervals(summary: Summary, samples: Mapping[str, Mapping[str, Samples]]
         ``base`` or the ``members``' mean, and the ``chosen`` model minus the model; a mean is one of
         :func:`means_of`. What cannot be known is left out.
     """
+    from boom_ray.evaluate.significance import Paired
+
     names = [m["name"] for m in summary["models"] if samples.get(m["name"])]
     paired = Paired({name: samples[name] for name in names}, how)
     means = means_of(summary.get("sets") or [])
@@ -48,6 +51,8 @@ def means_of(sets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _contrasts(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Contrast]]:
+    from boom_ray.evaluate.significance import Contrast
+
     members = tuple(m["name"] for m in summary["models"] if m["kind"] == "member")
     chosen = summary.get("chosen")
     found: dict[str, dict[str, Contrast]] = {reference: {} for reference in REFERENCES}

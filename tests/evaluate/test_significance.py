@@ -43,13 +43,22 @@ def test_the_interval_is_that_of_the_mean_for_means() -> None:
     assert found.certain
 
 
-def test_right_or_wrong_has_two_more_units_that_differ() -> None:
-    """100 queries, 6 gained and 2 lost, so that 10 of 102 differ."""
+def test_right_or_wrong_has_one_more_unit_that_differs() -> None:
+    """100 queries, 6 gained and 2 lost, so that 9 of 101 differ."""
     first, second = np.zeros(100), np.zeros(100)
     first[:6], second[6:8] = 1, 1
     found = difference(Samples("mean", "t", first), Samples("mean", "t", second))
-    reach = 1.98422 * np.sqrt((10 / 102 - 0.04**2) / 99)
+    reach = 1.98422 * np.sqrt((9 / 101 - 0.04**2) / 99)
     assert (found.low, found.high) == pytest.approx((0.04 - reach, 0.04 + reach), rel=1e-4)
+
+
+def test_no_difference_on_any_query_does_not_prove_that_there_is_none() -> None:
+    right = Samples("mean", "t", (np.arange(100) < 60).astype(float))
+    found = difference(right, Samples("mean", "t", right.values.copy()))
+    assert found.high == -found.low == pytest.approx(0.028, abs=0.001), "three in a hundred, about"
+    assert not found.certain
+    itself = Paired({"a": {"x": right}}).interval(Contrast(("a",), ("a",)), {"x": 1.0})
+    assert itself == Interval(0.0, 0.0, 0.0)
 
 
 def test_drawing_again_gives_the_known_error_of_a_correlation() -> None:
@@ -175,16 +184,26 @@ Draw = Callable[[np.random.Generator, int, float], tuple[np.ndarray, np.ndarray,
 @pytest.mark.parametrize(
     ("draw", "queries", "agree"),
     [
-        (right_or_wrong, 100, 0.8), (right_or_wrong, 400, 0.8), (right_or_wrong, 150, 0.95),
-        (reciprocal_ranks, 150, 0.9), (reciprocal_ranks, 400, 0.9), (graded, 50, 0.5), (graded, 300, 0.5),
+        (right_or_wrong, 200, 0.8), (right_or_wrong, 600, 0.8), (reciprocal_ranks, 50, 0.9),
+        (reciprocal_ranks, 150, 0.97), (reciprocal_ranks, 400, 0.9), (graded, 50, 0.5), (graded, 300, 0.5),
     ],
 )  # fmt: skip
 def test_coverage_of_one_task_whose_score_is_a_mean(draw: Draw, queries: int, agree: float) -> None:
+    assert 0.93 <= coverage(draw, queries, agree) <= 0.97
+
+
+@pytest.mark.parametrize("queries", [30, 100, 300])
+def test_few_right_or_wrong_answers_that_differ_are_covered_too_often_rather_than_too_rarely(queries: int) -> None:
+    """On one query of 80 the answers differ."""
+    assert coverage(right_or_wrong, queries, 0.95) >= 0.97
+
+
+def coverage(draw: Draw, queries: int, agree: float) -> float:
     rng, intervals, truth = np.random.default_rng(11), [], 0.0
     for _ in range(2000):
         first, second, truth = draw(rng, queries, agree)
         intervals.append(difference(Samples("mean", "t", first), Samples("mean", "t", second)))
-    assert 0.93 <= covered(intervals, truth) <= 0.97
+    return covered(intervals, truth)
 
 
 def test_coverage_of_one_task_whose_score_is_a_rank_correlation() -> None:

@@ -70,10 +70,8 @@ def test_the_answer_comes_first():
 def test_every_difference_has_its_interval():
     html = write_page(with_intervals(example(), 0.0123))
     parse(html)
-    assert html.count("<small>±1.23</small>") == 9 * 4 - 2, (
-        "to base and to members in both domains, base itself left out"
-    )
-    assert "of a difference, how far it would move with other queries" in html
+    assert html.count("<small>±1.23</small>") == 9 * 4 - 2, "to base and members in both domains, but base to base"
+    assert "95 % interval over other queries and texts of these sets" in html
 
 
 def test_everything_is_escaped():
