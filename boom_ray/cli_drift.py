@@ -12,7 +12,7 @@ import typer
 from boom_ray.config import BoomError
 
 if TYPE_CHECKING:
-    from boom_ray.evaluate.contamination import Mark
+    from boom_ray.evaluate.marks import Mark
     from boom_ray.evaluate.sets import EvalSet
     from boom_ray.evaluate.settings import Cap
 

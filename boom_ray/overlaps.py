@@ -21,7 +21,7 @@ from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys
 
 if TYPE_CHECKING:
-    from boom_ray.evaluate.contamination import Mark
+    from boom_ray.evaluate.marks import Mark
     from boom_ray.evaluate.significance import Samples
 
 NGRAM = 13  # words in a row that make two texts near duplicates, where the recipe names no number
@@ -160,7 +160,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _marks(told: Mapping[str, Any]) -> dict[str, Mark]:
-    from boom_ray.evaluate.contamination import mark_of
+    from boom_ray.evaluate.marks import mark_of
 
     return {name: mark_of(values) for name, values in told.get("marks", {}).items()}
 

@@ -7,12 +7,12 @@ the queries and rows that are touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.evaluate.contents import Rows, Search, contents
+from boom_ray.evaluate.marks import Mark
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.significance import Samples
 
@@ -20,40 +20,6 @@ _BLOCK = 4096
 _NEAR, _EXACT = 1, 2
 Found = Callable[[Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 """Texts to int8 [n], 0 not in the training texts, 1 a run of words is, 2 the whole text is; and in which datasets."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What of a set occurs in the training texts of a model.
-
-    Attributes:
-        revision: the set's ``text_revision``.
-        texts: texts that are scored; ``exact`` of them occur whole, ``near`` others by a run of words.
-        units: scored queries or rows; ``touched`` of them are, or have a relevant document, that occurs.
-        datasets: the training datasets that they occur in.
-        clean: by model, the score without the touched units, 0..1, where it is known.
-    """
-
-    revision: str
-    texts: int
-    exact: int
-    near: int
-    units: int
-    touched: int
-    datasets: tuple[str, ...]
-    clean: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def footnote(self) -> str:
-        """One sentence; empty where nothing occurs."""
-        if not self.exact + self.near:
-            return ""
-        shared = f", {self.near:,} more share a run of words" if self.near else ""
-        where = f" of {', '.join(self.datasets)}" if self.datasets else ""
-        return (
-            f"{self.exact:,} of {self.texts:,} texts occur in the training data{where}{shared}: "
-            f"{self.touched:,} of {self.units:,} queries or rows are touched."
-        )
 
 
 def evaluation_texts(sets: Sequence[EvalSet]) -> Iterator[str]:
@@ -107,11 +73,6 @@ def clean_score(samples: Samples, touched: Sequence[np.ndarray]) -> float | None
             return None
         score += weight * float(leaf.resampled((~units)[None].astype(float))[0])
     return score
-
-
-def mark_of(told: Mapping[str, Any]) -> Mark:
-    """A mark from its plain values."""
-    return Mark(**{**told, "datasets": tuple(told["datasets"])})
 
 
 @dataclass(frozen=True)

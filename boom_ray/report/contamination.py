@@ -1,7 +1,7 @@
 """Sets whose test texts occur in the training data: a mark at their names, footnotes, and a section of the page.
 
 Reads ``summary["contamination"]``, ``{set: mark}`` with the plain values of a
-:class:`boom_ray.evaluate.contamination.Mark`; a set without an entry was not looked at.
+:class:`boom_ray.evaluate.marks.Mark`; a set without an entry was not looked at.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from boom_ray.evaluate.contamination import mark_of
+from boom_ray.evaluate.marks import mark_of
 from boom_ray.report.html import table
 
 SIGN = "†"

@@ -23,7 +23,8 @@ from boom_ray.data.decontaminate import Evaluation, decontaminate, write_evaluat
 from boom_ray.data.overlap import EXACT, NEAR, NONE, Overlap, corpus_texts, file_texts
 from boom_ray.data.schema import Example
 from boom_ray.data.shingles import WordHasher
-from boom_ray.evaluate.contamination import clean_score, mark_of
+from boom_ray.evaluate.contamination import clean_score
+from boom_ray.evaluate.marks import mark_of
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet, find_sets
 from boom_ray.evaluate.significance import Samples
