@@ -37,7 +37,8 @@ ORDER = [
     ("preparation", "contenders"),
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
-    ("cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan"),
+    ("cli_plan",),
+    ("cli_bench", "cli_corpus", "cli_drift", "cli_evaluate"),
     ("cli",),
     ("__main__",),
 ]
