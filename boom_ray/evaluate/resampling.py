@@ -155,10 +155,12 @@ def _by_class(counts: np.ndarray, classes: np.ndarray, width: int) -> np.ndarray
 def _correlation(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Correlation of x and y [R, N] under counts; 0 where one of them is constant."""
     total = counts.sum(axis=1, keepdims=True)
-    x = x - (counts * x).sum(axis=1, keepdims=True) / total
-    y = y - (counts * y).sum(axis=1, keepdims=True) / total
-    norm = np.sqrt((counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1))
-    return np.divide((counts * x * y).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 0)
+    x = x - np.einsum("rn,rn->r", counts, x)[:, None] / total
+    y = y - np.einsum("rn,rn->r", counts, y)[:, None] / total
+    weighted = counts * x
+    squares = np.einsum("rn,rn->r", weighted, x) * np.einsum("rn,rn,rn->r", counts, y, y)
+    both = np.einsum("rn,rn->r", weighted, y)
+    return np.divide(both, np.sqrt(squares), out=np.zeros(len(both)), where=squares > 0)
 
 
 def _contingency(counts: np.ndarray, clusters: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:

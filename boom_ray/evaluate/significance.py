@@ -25,7 +25,7 @@ __all__ = [
     "read_samples", "task_difference",
 ]  # fmt: skip
 _BLOCK = 1 << 21  # counts held at once: resamples x units
-_WORK = 1 << 23  # values looked at for one set and model, unless that leaves too few resamples
+_WORK = 1 << 22  # values looked at for one set and model, unless that leaves too few resamples
 _TIE = 1e-12  # values that differ by less are equal
 _FEWEST = 200  # resamples: a standard error from 200 is known to 5 %
 
@@ -48,7 +48,7 @@ class Interval:
 class Bootstrap:
     """How to resample. The same seed gives the same interval; sets of very many units and runs get fewer resamples."""
 
-    resamples: int = 1000
+    resamples: int = 500
     seed: int = 17
     level: float = 0.95
 

@@ -62,7 +62,7 @@ def _contrasts(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Co
         if members and set(members) <= set(names):
             found["members"][name] = Contrast((name,), members)
         if chosen in names and name != chosen:
-            found["chosen"][name] = Contrast((chosen,), (name,))
+            found["chosen"][name] = Contrast((str(chosen),), (name,))
     return found
 
 

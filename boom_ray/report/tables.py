@@ -102,8 +102,8 @@ def leaderboard(summary: Summary) -> list[list[str]]:
     """A row per model: its means over all sets and over types, each with the difference to base, as mteb's leaderboard
     has them; then the published model minus it, in-domain and out-of-domain. Nothing without sets."""
     models = summary["models"] if summary.get("sets") else []
-    base = next((m for m in models if m["kind"] == "base"), {})
-    chosen = next((m for m in models if m["name"] == summary.get("chosen")), {})
+    base: Mapping[str, Any] = next((m for m in models if m["kind"] == "base"), {})
+    chosen: Mapping[str, Any] = next((m for m in models if m["name"] == summary.get("chosen")), {})
 
     def gap(first: Mapping[str, Any], second: Mapping[str, Any], mean: str, reference: str, shown: str) -> str:
         value = None if first is second else _minus(*(weighted_mean(summary, m, mean) for m in (first, second)))
@@ -120,8 +120,8 @@ def leaderboard(summary: Summary) -> list[list[str]]:
 
 def published_gain(summary: Summary, name: str) -> str:
     """The published model minus the base on a set, or on the mean of a domain; with its interval, for people."""
-    base = next((m for m in summary["models"] if m["kind"] == "base"), {})
-    chosen = next((m for m in summary["models"] if m["name"] == summary.get("chosen")), {})
+    base: Mapping[str, Any] = next((m for m in summary["models"] if m["kind"] == "base"), {})
+    chosen: Mapping[str, Any] = next((m for m in summary["models"] if m["name"] == summary.get("chosen")), {})
     if name in DOMAINS:
         value = _minus(domain_mean(summary, chosen, name), domain_mean(summary, base, name))
         return format_difference(value, mean_reach(summary, "base", chosen.get("name", ""), name))
