@@ -111,7 +111,8 @@ def means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
     if len(tasks) < 2:
         return rows
     types = _groups(tasks, [task.task_type for task in tasks])
-    rows += [(name, "type", _even(names)) for name, names in sorted(types.items())] if len(types) > 1 else []
+    several = [(name, names) for name, names in sorted(types.items()) if 1 < len(names) < len(tasks)]
+    rows += [(name, "type", _even(names)) for name, names in several]
     domains = _groups(tasks, [_DOMAINS.get(task.domain, "") for task in tasks])
     rows += [(name, "domain", _even(names)) for name, names in domains.items()] if len(domains) > 1 else []
     benchmarks = _groups(tasks, [task.benchmark or "local sets" for task in tasks])

@@ -81,6 +81,17 @@ class Samples:
             return _ONE_RUN[self.kind](counts, self.values, self.gold)
         return np.mean([self._run(run, counts) for run in range(len(self.values))], axis=0)
 
+    def clusterings(self) -> tuple[np.ndarray, int]:
+        """Scores [E] of k-means runs about the mean of their level, and the count of levels; of other kinds nothing."""
+        if self.kind not in _CLUSTERS:
+            return np.zeros(0), 0
+        once = np.ones((1, self.units))
+        scores = np.array([self._run(run, once)[0] for run in range(len(self.values))])
+        gold = np.atleast_2d(self.gold)
+        level = np.unique(gold, axis=0, return_inverse=True)[1].ravel() if len(gold) > 1 else np.zeros(len(scores), int)
+        mean = np.bincount(level, scores) / np.bincount(level)
+        return scores - mean[level], len(mean)
+
     def _run(self, run: int, counts: np.ndarray) -> np.ndarray:
         if self.draws.size:
             counts = counts * self.draws[run]

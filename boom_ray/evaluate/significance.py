@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.samples import Samples, read_samples
+from boom_ray.evaluate.units import Bootstrap, Units, joined
 
 __all__ = [
     "Bootstrap", "Contrast", "Interval", "Paired", "Samples", "difference", "mean_difference", "over_tasks",
     "read_samples", "task_difference",
 ]  # fmt: skip
-_BLOCK = 1 << 21  # counts held at once: resamples x units
-_WORK = 1 << 22  # values looked at for one set and model, unless that leaves too few resamples
-_TIE = 1e-12  # values that differ by less are equal
-_FEWEST = 200  # resamples: a standard error from 200 is known to 5 %
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,6 @@ class Interval:
     def certain(self) -> bool:
         """The interval leaves out zero."""
         return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """How to resample. The same seed gives the same interval; sets of very many units and runs get fewer resamples."""
-
-    resamples: int = 500
-    seed: int = 17
-    level: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ class Paired:
         """
         self.how = how or Bootstrap()
         self.models = tuple(samples)
-        self._sets: dict[str, list[tuple[float, _Leaf]]] = {}
+        self._sets: dict[str, list[tuple[float, Units]]] = {}
         for name in samples[self.models[0]] if self.models else ():
             found = [samples[model].get(name) for model in self.models]
             known = [s for s in found if s is not None and s.known]
@@ -99,11 +87,11 @@ class Paired:
             if len(known) == len(found) and len({_shape(s) for s in known}) == 1:
                 self._sets[name] = self._leaves(name, known)
 
-    def _leaves(self, name: str, samples: Sequence[Samples]) -> list[tuple[float, _Leaf]]:
+    def _leaves(self, name: str, samples: Sequence[Samples]) -> list[tuple[float, Units]]:
         columns = zip(*(s.leaves() for s in samples), strict=True)
         seed = zlib.crc32(name.encode())
         return [
-            (column[0][0], _Leaf([leaf for _, leaf in column], self.how, (seed, number)))
+            (column[0][0], Units([leaf for _, leaf in column], self.how, (seed, number)))
             for number, column in enumerate(columns)
         ]
 
@@ -135,7 +123,7 @@ class Paired:
     def _row(self, weights: Mapping[str, float]) -> np.ndarray:
         return np.array([weights.get(model, 0.0) for model in self.models])
 
-    def _seeds(self, side: Sequence[str], leaves: Sequence[tuple[float, _Leaf]]) -> _Seeds:
+    def _seeds(self, side: Sequence[str], leaves: Sequence[tuple[float, Units]]) -> _Seeds:
         """How the weighted scores of a side's models vary, and how much of that is chance of the units."""
         rows = [self._row(Contrast((model,), tuple(side)).weights) for model in side]
         moments = [[leaf.moments(row, plain=True) for row in rows] for _, leaf in leaves]
@@ -143,46 +131,6 @@ class Paired:
         points = [math.fsum(w * m[i][0] for w, m in zip(shares, moments, strict=True)) for i in range(len(side))]
         units = math.fsum(w * w * v for w, m in zip(shares, moments, strict=True) for _, v, _ in m)
         return _Seeds(math.fsum(p * p for p in points), units, len(side))
-
-
-class _Leaf:
-    """Several models on one set of units: their values on each, or their scores on resamples of them."""
-
-    def __init__(self, samples: Sequence[Samples], how: Bootstrap, seed: tuple[int, int]) -> None:
-        self._units = samples[0].units
-        self._exact = samples[0].kind == "mean"
-        self._scores = np.array([s.score() for s in samples])
-        if self._exact:
-            self._columns = np.stack([s.values.astype(float) for s in samples])  # [models, units]
-            return
-        rng = np.random.default_rng([how.seed, *seed])
-        resamples = max(_FEWEST, min(how.resamples, _WORK // max(1, samples[0].values.size)))
-        blocks = _counts(self._units, resamples, rng)
-        self._columns = np.concatenate([np.stack([s.resampled(c) for s in samples]) for c in blocks], axis=1)
-
-    def moments(self, weights: np.ndarray, plain: bool = False) -> tuple[float, float, float]:
-        """(value, its variance over other units, degrees of freedom of the variance) of a weighted sum of scores."""
-        point, column, n = float(weights @ self._scores), weights @ self._columns, self._units
-        freedom = max(1, n - 1)
-        if not self._exact:  # a resample of n varies (n-1)/n as much as n fresh units
-            return point, float(column.var(ddof=1)) * n / freedom, freedom
-        if plain or not weights.any():  # a model against itself
-            return point, float(column.var()) / freedom, freedom
-        return point, _variance(column, float(np.ptp(self._columns[weights != 0]))) / freedom, freedom
-
-
-def _variance(differences: np.ndarray, span: float) -> float:
-    """Mean square about the mean, as if one more unit differed, by as much as those that do, one way or the other.
-
-    Where most units are ties the share that is not is known badly, and one more makes up for it (for right or wrong:
-    Agresti & Min 2005, Statistics in Medicine 24:729, half a unit more each way). Where no unit differs there might be
-    two that do, by the whole ``span`` of the values: three in n is the most that seeing none of n allows for.
-    Where every unit differs nothing changes.
-    """
-    square, n = float(differences @ differences), len(differences)
-    differ = int(np.count_nonzero(np.abs(differences) > _TIE))
-    more = square / differ if differ else 2 * span * span
-    return max(0.0, (square + more) / (n + 1) - float(differences.mean()) ** 2)
 
 
 @dataclass(frozen=True)
@@ -274,12 +222,10 @@ def over_tasks(
 
 
 def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float) -> Interval:
-    """From independent parts of the variance with their degrees of freedom (Welch and Satterthwaite)."""
+    """From independent parts of the variance with their degrees of freedom."""
     from scipy.special import stdtrit
 
-    total = math.fsum(variance for variance, _ in parts)
-    squares = math.fsum(variance * variance / freedom for variance, freedom in parts)
-    freedom = total * total / squares if squares else 1.0
+    total, freedom = joined(parts)
     reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
     return Interval(centre, centre - reach, centre + reach)
 
@@ -287,12 +233,3 @@ def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float)
 def _shape(samples: Samples) -> tuple[tuple[str, int], ...]:
     """Models can differ in it on the same texts: mteb leaves out documents whose summaries it cannot tell apart."""
     return tuple((leaf.kind, leaf.units) for _, leaf in samples.leaves())
-
-
-def _counts(units: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Multinomial counts, [R, units] in blocks that bound the memory."""
-    block = max(1, _BLOCK // units)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        picks = rng.integers(0, units, size=(rows, units)) + np.arange(rows)[:, None] * units
-        yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units).astype(float)

@@ -58,7 +58,7 @@ def _sentences(found: Comparison, number: int) -> list[str]:
             "no difference can be told."
         )
     parts = [f"{r.label} {format_interval(r.differences[number - 1])}" for r in found.rows if r.kind == "domain"]
-    return [*lines, *([f"{', '.join(parts)}."] if parts else [])]
+    return [*lines, *([f"By domain: {', '.join(parts)}."] if parts else [])]
 
 
 def notes(found: Comparison) -> list[str]:
@@ -99,7 +99,7 @@ def _columns(found: Comparison) -> tuple[list[str], Any]:
     letters = [_letter(i) for i in range(len(found.sides))]
 
     def cells(row: Row) -> list[str]:
-        what = kinds[row.label] if row.kind == "task" else f"{len(row.tasks)} tasks"
+        what = kinds[row.label] if row.kind == "task" else f"{len(row.tasks)} task{'s' * (len(row.tasks) > 1)}"
         gaps = [_gap(row, i) for i in range(1, len(letters))]
         return [row.label, what, *(f"{100 * score:.2f}" for score in row.scores), *gaps]
 
@@ -144,7 +144,7 @@ def forest(found: Comparison) -> Figure:
         axes.set_yticks(range(len(rows)), [row.label for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("points, with 95 % intervals")
+        axes.set_xlabel("points; 95 % over other queries and texts, thin: over other tasks; grey: may be none")
         axes.grid(axis="x", color=GRID)
         figure.legend(loc="outside upper left", ncols=1, handlelength=1.0, labelcolor=INK)
     return figure

@@ -38,6 +38,7 @@ def test_means_are_over_tasks_types_domains_and_benchmarks() -> None:
     found = {label: weights for label, _, weights in means(TASKS)}
     third = pytest.approx(1 / 3)
     assert found["retrieval"] == {"a": third, "b": third, "c": third}
+    assert "sts" not in found, "one task of its type is there already"
     assert found["in-domain"] == {"a": 1.0}
     assert found["mean over tasks of one"] == {"a": 0.5, "b": 0.5}
     assert "mean over types of one" not in found, "it has one type only"

@@ -14,19 +14,19 @@ from boom_ray.evaluate.significance import (
     Interval,
     Paired,
     Samples,
-    _counts,
     difference,
     mean_difference,
     over_tasks,
     task_difference,
 )
+from boom_ray.evaluate.units import resample_counts
 
 RNG = np.random.default_rng(5)
 A_B = Contrast(("a",), ("b",))
 
 
 def test_counts_are_multinomial_and_the_same_for_every_block() -> None:
-    blocks = list(_counts(3_000, 1_500, np.random.default_rng(1)))
+    blocks = list(resample_counts(3_000, 1_500, np.random.default_rng(1)))
     assert len(blocks) > 1
     counts = np.concatenate(blocks)
     assert counts.shape == (1_500, 3_000)
@@ -218,6 +218,18 @@ def test_coverage_of_one_task_whose_score_is_a_rank_correlation() -> None:
         intervals.append(difference(one, two, Bootstrap(200, trial)))
     truth = 6 / np.pi * (np.arcsin(0.4) - np.arcsin(0.35))
     assert 0.93 <= covered(intervals, truth) <= 0.97
+
+
+def test_coverage_of_clusterings_whose_runs_differ_by_chance() -> None:
+    """Both models put texts of four classes into the right cluster with a probability that is drawn for each run."""
+    rng, intervals, gold = np.random.default_rng(17), [], np.arange(80) % 4
+    for trial in range(400):
+        sides = [
+            Samples("v_measure", "t", np.where(rng.random((6, 80)) < p, gold, rng.integers(0, 4, (6, 80))), gold)
+            for p in rng.uniform(0.6, 0.9, (2, 6, 1))
+        ]
+        intervals.append(difference(*sides, Bootstrap(60, trial)))
+    assert 0.93 <= covered(intervals, 0.0) <= 0.985
 
 
 def test_coverage_of_the_mean_over_fixed_tasks_of_several_kinds() -> None:
