@@ -12,6 +12,7 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.sets import EvalSet
+from boom_ray.model_files import first_line
 
 _PATCH = threading.RLock()
 
@@ -52,20 +53,23 @@ def prefetch(sets: Sequence[EvalSet], say: Callable[[str], None]) -> None:
     """Download what is missing of the tasks' data, by mteb's own loaders, one task after the other.
 
     Raises:
-        BoomError: some could not be had; all of them are named, with the reason.
+        BoomError: the hub cannot be reached, or some could not be had; all of them are named, with the reason.
     """
     from boom_ray.evaluate.tasks import build_task
 
-    missing = missing_data(sets)
-    failed = {}
-    for number, entry in enumerate((e for e in sets if e.name in missing), 1):
-        say(f"{number} of {len(missing)}: {entry.name} ({missing[entry.name]})")
+    missing, failed = missing_data(sets), {}
+    todo = [entry for entry in sets if entry.name in missing]
+    for number, entry in enumerate(todo):
+        say(f"{number + 1} of {len(todo)}: {entry.name} ({missing[entry.name]})")
         for task in _tasks(entry):
             part = replace(entry, task=task.metadata.name, cap=None)
             try:
                 build_task(replace(part, splits=tuple(task.eval_splits), subsets=tuple(task.hf_subsets))).load_data()
+            except ConnectionError as error:  # after all its retries; the others would cost them again
+                left = ", ".join([*failed, *(e.name for e in todo[number:])])
+                raise BoomError(f"the hub cannot be reached ({first_line(error)}). Still missing: {left}.") from None
             except Exception as error:  # whatever a dataset's host and its loader come up with
-                failed[entry.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+                failed[entry.name] = f"{type(error).__name__}: {first_line(error)}"
     if failed:
         shown = "".join(f"\n  {name}: {why}" for name, why in failed.items())
         raise BoomError(f"the data of {len(failed)} tasks could not be fetched:{shown}")

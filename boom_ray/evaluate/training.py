@@ -10,7 +10,10 @@ import yaml
 
 
 def trained_on(model: Path) -> tuple[str, ...]:
-    """Names of a model's training datasets: of its manifest, else of the head of its card; () where neither says so."""
+    """Names of a published model's training datasets, of its manifest or else of its card; () where neither says so.
+
+    Cards of other projects are not read: they name datasets in words of their own, and in part.
+    """
     manifest = _read_json(model / "boom_manifest.json")
     corpus = manifest.get("meta", {}).get("corpus") if isinstance(manifest.get("meta"), dict) else None
     if isinstance(corpus, list) and corpus:
@@ -27,7 +30,8 @@ def _of_card(card: Path) -> list[str]:
         head = yaml.safe_load(text[4:].split("\n---", 1)[0])
     except yaml.YAMLError:
         return []
-    named = head.get("datasets") if isinstance(head, dict) else None
+    ours = isinstance(head, dict) and "boom_ray" in (head.get("tags") or ())
+    named = head.get("datasets") if ours else None
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 

