@@ -147,8 +147,12 @@ def _seed_variance(sides: Sequence[_Seeds]) -> list[tuple[float, float]]:
     freedom = sum(side.count - 1 for side in sides)
     if not freedom:
         return []
-    excess = math.fsum(side.squares - side.units for side in sides) / freedom
-    return [(max(0.0, excess) * math.fsum(1 / side.count for side in sides), freedom)]
+    seen = math.fsum(side.squares for side in sides) / freedom
+    excess = seen - math.fsum(side.units for side in sides) / freedom
+    if excess <= 1e-9 * seen:
+        return []
+    share = math.fsum(1 / side.count for side in sides)
+    return [(excess * share, freedom * (excess / seen) ** 2)]  # the variance is known as badly as ``seen`` is
 
 
 def difference(first: Samples, second: Samples, how: Bootstrap | None = None) -> Interval:
