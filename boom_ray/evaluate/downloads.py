@@ -57,7 +57,8 @@ def prefetch(sets: Sequence[EvalSet], say: Callable[[str], None]) -> None:
     """
     from boom_ray.evaluate.tasks import build_task
 
-    missing, failed = missing_data(sets), {}
+    missing = missing_data(sets)
+    failed: dict[str, str] = {}
     todo = [entry for entry in sets if entry.name in missing]
     for number, entry in enumerate(todo):
         say(f"{number + 1} of {len(todo)}: {entry.name} ({missing[entry.name]})")

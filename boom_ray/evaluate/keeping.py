@@ -56,8 +56,8 @@ class Keeping(_Task):
         """mteb would write a file here."""
 
     def _keep(self, kind: str, values: Any, gold: Any = (), draws: Any = ()) -> None:
-        arrays = [np.asarray(array) for array in (values, gold, draws)]
-        self.kept[self._part] = Samples(kind, self.entry.text_revision, *arrays)
+        texts = self.entry.text_revision
+        self.kept[self._part] = Samples(kind, texts, np.asarray(values), np.asarray(gold), np.asarray(draws))
 
     def _rows(self, where: Mapping[str, Any]) -> Any:
         """The rows of a split and subset, as mteb's ``evaluate`` finds them."""
