@@ -80,7 +80,7 @@ def evaluate(
     if offline:
         _go_offline()
     if not models and not prefetch:
-        raise BoomError("which model? Give its directory: boom-ray evaluate MODEL --sets FOLDER.")
+        raise typer.BadParameter("which model? Give its directory: boom-ray evaluate MODEL --sets FOLDER.")
     asked = _Asked(tuple(sets or ()), _evaluation(benchmarks, tasks, cap, prompts, trained), run_dir, overrides or ())
     entries = asked.entries(models[0] if models else Path())
     if prefetch:
