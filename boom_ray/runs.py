@@ -83,6 +83,7 @@ class Evaluation:
     benchmarks: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = True  # a folder called in_domain/ that the training datasets contradict is an error
 
     @property
     def named(self) -> bool:
@@ -95,7 +96,7 @@ class Evaluation:
         Raises:
             BoomError: a set or name that is not there, one name for two sets, a cap or prompt for none of them.
         """
-        found = eval_sets.find_sets(self.folders, trained) if self.folders else []
+        found = eval_sets.find_sets(self.folders, trained, strict=self.strict) if self.folders else []
         if self.benchmarks or self.tasks:
             from boom_ray.evaluate.benchmarks import find_tasks
 
@@ -134,7 +135,7 @@ def find_evaluation(
             )
         if overrides:
             raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
-        return replace(told, trained=told.trained or trained_on(model))
+        return told if told.trained else replace(told, trained=trained_on(model), strict=False)
     found = run_evaluation(*_known_run(root, overrides))
     if not told.named:
         told = replace(told, folders=found.folders, benchmarks=found.benchmarks, tasks=found.tasks)

@@ -89,12 +89,13 @@ class EvalSet:
         return [f"{split}/{subset}" for split in self.splits for subset in self.subsets]
 
 
-def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None) -> list[EvalSet]:
+def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None, *, strict: bool = True) -> list[EvalSet]:
     """All evaluation sets in ``folders``, in the order of the folders, then by name.
 
     Args:
         folders: sets, folders of sets, or folders with ``in_domain`` and ``out_of_domain`` in them.
         trained: names of the datasets trained on; None when they are not known, so that the folder's name decides.
+        strict: a folder whose name says something else than the training datasets is an error; else they decide.
 
     Raises:
         BoomError: a folder or file is missing, a meta.json is wrong, two sets share a name, or a set lies in a folder
@@ -109,7 +110,7 @@ def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None) ->
             raise BoomError(f"{folder} holds no evaluation set: no folder in it has a {META} (see docs/evaluation.md).")
         for path in paths:
             if path.resolve() not in found:
-                found[path.resolve()] = _load(path, folder, trained)
+                found[path.resolve()] = _load(path, folder, trained, strict)
     by_name: dict[str, EvalSet] = {}
     for entry in found.values():
         if (other := by_name.setdefault(entry.name, entry)) is not entry:
@@ -187,7 +188,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(child, depth - 1)
 
 
-def _load(path: Path, given: Path, trained: Collection[str] | None) -> EvalSet:
+def _load(path: Path, given: Path, trained: Collection[str] | None, strict: bool) -> EvalSet:
     meta = read_meta(path)
     files = [data_file(path, stem) or path / f"{stem}.jsonl.gz" for stem in _FILES[meta["task_type"]]]
     if meta["task_type"] in ("retrieval", "reranking"):
@@ -198,14 +199,14 @@ def _load(path: Path, given: Path, trained: Collection[str] | None) -> EvalSet:
         name=meta["name"],
         path=path,
         task_type=meta["task_type"],
-        domain=_domain(path, given, meta, trained),
+        domain=_domain(path, given, meta, trained, strict),
         metric=meta["main_metric"],
         language=meta["lang"],
         digest=_digest([path / META, *files]),
     )
 
 
-def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[str] | None) -> Domain:
+def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[str] | None, strict: bool) -> Domain:
     above = [path.resolve().parent]
     above += [p for p in above[0].parents if p.is_relative_to(given.resolve())]
     folder: Domain | None = next((d for p in above for d in get_args(Domain) if p.name == d), None)
@@ -214,7 +215,7 @@ def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[s
     names = [meta["name"], *meta["trained_by"]]
     hits = [name for name in names if name in trained]
     derived: Domain = "in_domain" if hits else "out_of_domain"
-    if folder is not None and folder != derived:
+    if strict and folder is not None and folder != derived:
         reason = f"'{hits[0]}' is a trained dataset" if hits else f"none of {names} is a trained dataset"
         raise BoomError(
             f"evaluation set '{meta['name']}' lies in a folder called {folder}/ ({path}), but is {derived}: {reason}. "

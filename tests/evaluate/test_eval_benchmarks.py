@@ -304,6 +304,9 @@ def test_what_a_recipe_asks_for(sets_root: Path, tmp_path: Path) -> None:
         "find", "rank", "sort", "FEVER",
     }  # fmt: skip
     assert (sets["alike"].cap, sets["FEVER"].cap) == (None, 100)
+    (tmp_path / "boom_manifest.json").write_text(json.dumps({"meta": {"corpus": [{"name": "alike", "rows": 9}]}}))
+    found = find_evaluation(tmp_path, [sets_root], None, ())  # its manifest decides, whatever the folders are called
+    assert [e.name for e in found.sets(found.trained) if e.domain == "in_domain"] == ["alike"]
     with pytest.raises(BoomError, match="Give --sets FOLDER, --benchmark or --task"):
         find_evaluation(tmp_path, [], None, ())
     nq = catalogue.expand([{"catalogue": "nq"}])
