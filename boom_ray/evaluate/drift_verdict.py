@@ -87,13 +87,16 @@ class Drift:
         return self._by_relevance() if self.judged else self._by_overlap()
 
     def _by_relevance(self) -> Verdict:
-        loss, limit = self.change("new", "mixed"), f"{100 * LOSS:.2f}"
-        lost = f"new queries in the old index {_loses(loss)} against a new index; the limit is {limit}"
+        loss, change = self.change("new", "mixed"), _points(self.change("mixed", "new"))
+        lost = (
+            f"new queries in the old index change nDCG@{TOP} by {change} against a new index; down to "
+            f"{-100 * LOSS:.2f} is accepted"
+        )
         for m in self.judged:
             alone = self.change("new", "mixed", [m])
             if loss.low <= LOSS < alone.low and len(self.judged) > 1:
-                where = f"on {m.name} alone they lose {_points(alone)}"
-                return Verdict(True, True, f"{lost}, but {where}.")
+                where = f"on {m.name} alone it is {_points(self.change('mixed', 'new', [m]))}"
+                return Verdict(True, True, f"{lost}, and {where}.")
         if loss.high <= LOSS and self._queries >= FEWEST:
             return Verdict(False, True, f"{lost}.")
         if loss.low > LOSS:
@@ -180,11 +183,6 @@ def _plain(interval: Interval) -> dict[str, float]:
 def _points(interval: Interval) -> str:
     a, low, high = (100 * x for x in (interval.difference, interval.low, interval.high))
     return f"{a:+.2f} points [{low:+.2f}, {high:+.2f}]"
-
-
-def _loses(loss: Interval) -> str:
-    a, low, high = (100 * x for x in (loss.difference, loss.low, loss.high))
-    return f"lose {a:.2f} points of nDCG@{TOP} [{low:.2f}, {high:.2f}]"
 
 
 def _percent(share: Interval) -> str:
