@@ -24,10 +24,8 @@ Found = Callable[[Sequence[str]], tuple[np.ndarray, Sequence[str]]]
 
 def evaluation_texts(sets: Sequence[EvalSet]) -> Iterator[str]:
     """Every text that the sets score a model on, documents with and without their titles."""
-    from boom_ray.evaluate.tasks import build_task
-
     for entry in sets:
-        for part in contents(build_task(entry)):
+        for part in contents(entry):
             if isinstance(part, Rows):
                 yield from part.texts()
             else:
@@ -43,10 +41,8 @@ def mark(entry: EvalSet, found: Found, samples: Mapping[str, Samples] | None = N
     Args:
         samples: by model, what its score on this set was made from.
     """
-    from boom_ray.evaluate.tasks import build_task
-
     counts, touched, datasets = np.zeros(3, np.int64), [], dict[str, None]()
-    for part in contents(build_task(entry)):
+    for part in contents(entry):
         seen = _Seen(found, counts, datasets)
         touched.append(_touched_queries(part, seen) if isinstance(part, Search) else _touched_rows(part, seen))
     clean = {model: clean_score(s, touched) for model, s in (samples or {}).items() if s.texts == entry.text_revision}

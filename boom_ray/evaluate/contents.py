@@ -1,16 +1,20 @@
-"""What a task holds, subset by subset: the texts that a model is scored on, as it reads them.
+"""What an evaluation set holds, subset by subset: the texts that a model is scored on, as it reads them.
 
-A task is an mteb task that has been built, local or of mteb's registry. Splits come first, then subsets, as mteb scores
-them; queries are in the order of their ids and rows in that of the split, as scores per unit are kept.
+Splits come first, then subsets, as mteb scores them; queries are in the order of their ids and rows in that of the
+split, as scores per unit are kept. A local set is read without mteb.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from boom_ray.config import BoomError
+from boom_ray.evaluate.rows import Document, cap_retrieval, cap_rows, read_labelled, read_pairs, read_retrieval
+from boom_ray.evaluate.sets import EvalSet
+from boom_ray.evaluate.settings import mteb_type
 
 _SUMMARIES = ("machine_summaries_column_name", "human_summaries_column_name")
 
@@ -20,7 +24,7 @@ class Search:
     """A subset of a retrieval task.
 
     Attributes:
-        metadata: mteb's, which prompts are chosen by.
+        metadata: which prompts are chosen by: mteb's, or name and type of the task alone.
         queries: text by id, sorted by id; every query has a relevant document.
         relevant: score by document and query; above 0 is relevant.
         corpus: mteb's table of documents, read in blocks.
@@ -60,15 +64,29 @@ class Rows:
         return list(dict.fromkeys(text for row in self.rows for text in row))
 
 
-def contents(task: Any) -> Iterator[Search | Rows]:
-    """Load a task and go through its splits and subsets; the data are unloaded at the end.
+def contents(entry: EvalSet) -> Iterator[Search | Rows]:
+    """The splits and subsets of a set, cut to its cap.
+
+    Raises:
+        BoomError: a bad row, or a task that scores something else than text.
+    """
+    if entry.path is not None:
+        yield _local(entry)
+    else:
+        from boom_ray.evaluate.tasks import build_task
+
+        yield from task_contents(build_task(entry))
+
+
+def task_contents(task: Any) -> Iterator[Search | Rows]:
+    """Load an mteb task and go through its splits and subsets; the data are unloaded at the end.
 
     Raises:
         BoomError: the task scores something else than text.
     """
     if parts := getattr(task, "tasks", None):  # a task that is the mean of others
         for part in parts:
-            yield from contents(part)
+            yield from task_contents(part)
         return
     try:
         if not task.data_loaded:
@@ -80,6 +98,39 @@ def contents(task: Any) -> Iterator[Search | Rows]:
             yield from _tables(task)
     finally:
         task.unload_data()
+
+
+class _Documents:
+    """Documents in the form of mteb's table, as far as :class:`Search` needs it."""
+
+    def __init__(self, documents: Mapping[str, Document]) -> None:
+        self._ids, self._documents = list(documents), list(documents.values())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, part: slice) -> dict[str, list[str]]:
+        there = self._documents[part]
+        return {"id": self._ids[part], "title": [d.title for d in there], "text": [d.text for d in there]}
+
+
+def _local(entry: EvalSet) -> Search | Rows:
+    metadata, cap = SimpleNamespace(name=entry.name, type=mteb_type(entry.task_type)), entry.cap
+    if entry.task_type in ("retrieval", "reranking"):
+        data = read_retrieval(entry.folder, reranking=entry.task_type == "reranking")
+        data = data if cap is None else cap_retrieval(data, cap)
+        queries = dict(sorted(data.queries.items()))
+        relevant = {key: data.relevant[key] for key in queries}
+        return Search(entry.parts[0], metadata, queries, relevant, _Documents(data.documents))
+    if entry.task_type == "sts":
+        pairs = read_pairs(entry.folder)
+        rows: list[tuple[str, ...]] = list(zip(pairs.first, pairs.second, strict=True))
+        kept = None if cap is None else cap_rows((f"{a}\0{b}" for a, b in rows), cap // 2)
+    else:
+        texts = read_labelled(entry.folder, "test").texts
+        rows = [(text,) for text in texts]
+        kept = None if cap is None else cap_rows(texts, cap)
+    return Rows(entry.parts[0], metadata, rows if kept is None else [rows[i] for i in kept])
 
 
 def _searches(task: Any) -> Iterator[Search]:

@@ -75,9 +75,7 @@ def _subjects(
     sets: Sequence[EvalSet], texts: Mapping[str, Sequence[str]], queries: int
 ) -> Iterator[tuple[Subject, _Task]]:
     for entry in sets:
-        from boom_ray.evaluate.tasks import build_task
-
-        for part in contents(build_task(entry)):
+        for part in contents(entry):
             name = entry.name if len(entry.parts) == 1 else f"{entry.name} {part.name}"
             task = _Task(part.metadata, entry.prompts)
             yield searched(name, part) if isinstance(part, Search) else neighbours(name, part.texts(), queries), task

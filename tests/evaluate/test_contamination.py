@@ -24,10 +24,13 @@ from boom_ray.data.overlap import EXACT, NEAR, NONE, Overlap, corpus_texts, file
 from boom_ray.data.schema import Example
 from boom_ray.data.shingles import WordHasher
 from boom_ray.evaluate.contamination import clean_score
+from boom_ray.evaluate.contents import Rows, Search, contents, task_contents
 from boom_ray.evaluate.marks import mark_of
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.settings import asked
 from boom_ray.evaluate.significance import Samples
+from boom_ray.evaluate.tasks import build_task
 from boom_ray.overlaps import find_marks, kept_samples, known_marks, plain_texts, training_texts
 
 Models = Callable[[int], Path]
@@ -117,6 +120,20 @@ def search_set(tmp_path: Path) -> EvalSet:
 
 def texts_of(entry: EvalSet, stem: str) -> list[str]:
     return [json.loads(line)["text"] for line in (entry.folder / f"{stem}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cap", [None, 30])
+def test_local_sets_read_without_mteb_hold_what_mteb_scores(sets_root: Path, cap: int | None) -> None:
+    def plain(part: Search | Rows) -> Any:
+        if isinstance(part, Rows):
+            return part.name, part.metadata.name, part.metadata.type, list(part.rows)
+        return part.name, part.metadata.type, dict(part.queries), dict(part.relevant), list(part.blocks(7))
+
+    for entry in asked(find_sets([sets_root], None), cap):
+        ours, theirs = list(contents(entry)), list(task_contents(build_task(entry)))
+        assert [plain(part) for part in ours] == [plain(part) for part in theirs]
+        if isinstance(ours[0], Search):
+            assert list(ours[0].queries) == list(theirs[0].queries)  # and in this order
 
 
 def test_counts_of_a_search(search_set: EvalSet) -> None:
