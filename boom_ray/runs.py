@@ -16,7 +16,7 @@ from boom_ray.config_corpus import FilesSource
 from boom_ray.costs import estimate
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.evaluate.settings import Cap, asked
+from boom_ray.evaluate.settings import Cap, asked, general
 from boom_ray.evaluate.training import trained_on
 from boom_ray.ledger import Ledger, file_sha256, identity
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
@@ -74,8 +74,7 @@ def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is to be scored on: folders of sets, benchmarks and tasks of mteb, cap and prompts; and the datasets
-    that it was trained on, if known."""
+    """What a model is to be scored on, and the datasets that it was trained on, if known."""
 
     folders: tuple[Path, ...] = ()
     cap: Cap = None
@@ -137,10 +136,11 @@ def find_evaluation(
             raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
         return told if told.trained else replace(told, trained=trained_on(model), strict=False)
     found = run_evaluation(*_known_run(root, overrides))
+    cap, prompts = general(found.cap, found.prompts) if told.named else (found.cap, found.prompts)
     if not told.named:
         told = replace(told, folders=found.folders, benchmarks=found.benchmarks, tasks=found.tasks)
-    cap = found.cap if told.cap is None else told.cap
-    return replace(told, cap=cap, prompts=told.prompts or found.prompts, trained=told.trained or found.trained)
+    cap = cap if told.cap is None else told.cap
+    return replace(told, cap=cap, prompts=told.prompts or prompts, trained=told.trained or found.trained)
 
 
 def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:

@@ -89,6 +89,13 @@ def read_cap(given: Sequence[str]) -> Cap:
     return caps["default"] if list(caps) == ["default"] else caps or None
 
 
+def general(cap: Cap, prompts: Mapping[str, str]) -> tuple[Cap, dict[str, str]]:
+    """What of a cap and of prompts holds for other sets than they were written for: nothing that names a set."""
+    kinds = {*_OF_MTEB, *MTEB_TYPES, *SIDES, "default"}
+    of_kinds = {key: most for key, most in cap.items() if key in kinds} or None if isinstance(cap, Mapping) else cap
+    return of_kinds, {key: text for key, text in prompts.items() if _target(key) in kinds}
+
+
 def mteb_type(task_type: str) -> str:
     """mteb's name of a task type that is written in snake case."""
     return _OF_MTEB.get(task_type, task_type)

@@ -19,7 +19,7 @@ from boom_ray.evaluate import benchmarks, downloads
 from boom_ray.evaluate.benchmarks import find_tasks
 from boom_ray.evaluate.results import kept_scores, load_samples
 from boom_ray.evaluate.score import evaluate
-from boom_ray.evaluate.settings import asked, read_cap
+from boom_ray.evaluate.settings import asked, general, read_cap
 from boom_ray.evaluate.tasks import build_task
 from boom_ray.evaluate.training import trained_on
 from boom_ray.plan import derive_keys
@@ -235,6 +235,11 @@ def test_caps_are_read_from_the_command_line() -> None:
     assert read_cap(["500"]) == 500
     assert read_cap(["default=500", "SciFact=100", "sts=none"]) == {"default": 500, "SciFact": 100, "sts": None}
     assert read_cap([]) is None
+    assert general({"default": 500, "SciFact": 100}, {"STS-query": "a", "SciFact": "b", "query": "c"}) == (
+        {"default": 500},
+        {"STS-query": "a", "query": "c"},
+    )
+    assert general({"SciFact": 100}, {}) == (None, {})
     with pytest.raises(BoomError, match="from 10 up"):
         read_cap(["SciFact=3"])
     entries = asked(find_tasks((), ["SciFact", "STS12"]), {"default": 500, "STS": None})
