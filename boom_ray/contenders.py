@@ -124,7 +124,9 @@ def kept(contender: Contender, results: Path) -> tuple[Scored, list[Task]]:
     """
     if contender.ledger is not None and contender.scores is not None:
         meta = contender.ledger.manifest(contender.scores)["meta"]
-        tasks = [Task(s["name"], s["task_type"], s["domain"], s["metric"]) for s in meta["sets"]]
+        tasks = [
+            Task(s["name"], s["task_type"], s["domain"], s["metric"], s.get("benchmark", "")) for s in meta["sets"]
+        ]
         return Scored(contender.label, meta["scores"], model_samples(contender.ledger, contender.scores)), tasks
     revision = model_revision(contender.directory) if contender.directory else None
     found = kept_scores(results, contender.name, revision)
@@ -139,4 +141,5 @@ def kept(contender: Contender, results: Path) -> tuple[Scored, list[Task]]:
     files = read_samples(folder) if folder else {}
     samples = {k.name: files[stem] for k in found if (stem := k.name.replace("/", "-")) in files}
     scores = {k.name: k.score for k in found}
-    return Scored(contender.label, scores, samples), [Task(k.name, k.task_type, k.domain, k.metric) for k in found]
+    tasks = [Task(k.name, k.task_type, k.domain, k.metric, k.benchmark) for k in found]
+    return Scored(contender.label, scores, samples), tasks

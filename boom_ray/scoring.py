@@ -19,7 +19,7 @@ from boom_ray.plan import Keys
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
 
-_KEPT = ("name", "task_type", "domain", "metric", "language")
+_KEPT = ("name", "task_type", "domain", "metric", "language", "benchmark")
 
 
 def score_models(task: FinalTask, due: Mapping[str, Key], say: Callable[[str], None]) -> None:

@@ -22,7 +22,8 @@ def run_intervals(summary: Summary, samples: Mapping[str, Mapping[str, Samples]]
     Returns:
         ``{"means": {reference: {model: {mean: [difference, low, high]}}}, "sets": the same by set}``. The model minus
         ``base`` or the ``members``' mean, and the ``chosen`` model minus the model; a mean is one of
-        :func:`means_of`. What cannot be known is left out.
+        :func:`means_of`. What cannot be known is left out. ``"over_sets": {reference: ...}`` is the chosen model's
+        mean over all sets, over other sets.
     """
     from boom_ray.evaluate.significance import Paired
 
@@ -34,20 +35,51 @@ def run_intervals(summary: Summary, samples: Mapping[str, Mapping[str, Samples]]
     return {
         "means": {r: {m: _known(paired, c, means) for m, c in found.items()} for r, found in contrasts.items()},
         "sets": {r: {m: _known(paired, c, sets) for m, c in found.items()} for r, found in contrasts.items()},
+        "over_sets": {r: _over_sets(summary, contrasts[r].get(summary.get("chosen") or "")) for r in REFERENCES[:2]},
     }
 
 
+def _over_sets(summary: Summary, contrast: Contrast | None) -> list[float] | None:
+    """The published model's difference in the mean over all sets, over other sets like these; at least three sets, and
+    a single member is no mean of members."""
+    from boom_ray.evaluate.significance import over_tasks
+
+    scores = {m["name"]: m.get("scores") or {} for m in summary["models"]}
+    names = [s["name"] for s in summary.get("sets") or []]
+    if contrast is None or contrast.second == ("member-0",) or len(names) < 3:
+        return None
+    if any(n not in scores[m] for m in contrast.weights for n in names):
+        return None
+    found = over_tasks(scores, contrast, names)
+    return [round(end, 8) for end in (found.difference, found.low, found.high)]
+
+
 def means_of(sets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Weights of the sets in the mean of ``in_domain``, ``out_of_domain``, all ``tasks``, and the mean of ``types``."""
-    groups = {domain: [s["name"] for s in sets if s["domain"] == domain] for domain in ("in_domain", "out_of_domain")}
-    groups["tasks"] = [s["name"] for s in sets]
-    means = {mean: dict.fromkeys(names, 1 / len(names)) for mean, names in groups.items() if names}
-    sizes: dict[str, int] = {}
-    for entry in sets:
-        sizes[entry["task_type"]] = sizes.get(entry["task_type"], 0) + 1
-    if sizes:
-        means["types"] = {s["name"]: 1 / (len(sizes) * sizes[s["task_type"]]) for s in sets}
+    """Weights of the sets in each mean: ``in_domain``, ``out_of_domain``, ``tasks`` (all), ``types`` (the mean of their
+    means), and ``tasks of NAME`` and ``types of NAME`` for each of several :func:`benchmarks_of`."""
+    means: dict[str, dict[str, float]] = {}
+    for domain in ("in_domain", "out_of_domain"):
+        names = [s["name"] for s in sets if s["domain"] == domain]
+        means |= {domain: dict.fromkeys(names, 1 / len(names))} if names else {}
+    groups = {"": list(sets), **{f" of {name}": [s for s in sets if _group(s) == name] for name in benchmarks_of(sets)}}
+    for of, group in groups.items():
+        sizes: dict[str, int] = {}
+        for entry in group:
+            sizes[entry["task_type"]] = sizes.get(entry["task_type"], 0) + 1
+        if group:
+            means[f"tasks{of}"] = {s["name"]: 1 / len(group) for s in group}
+            means[f"types{of}"] = {s["name"]: 1 / (len(sizes) * sizes[s["task_type"]]) for s in group}
     return means
+
+
+def benchmarks_of(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The benchmarks that the sets belong to, ``local sets`` among them; nothing where all belong to one."""
+    names = list(dict.fromkeys(_group(entry) for entry in sets))
+    return names if len(names) > 1 else []
+
+
+def _group(entry: Mapping[str, Any]) -> str:
+    return entry.get("benchmark") or "local sets"
 
 
 def _contrasts(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Contrast]]:

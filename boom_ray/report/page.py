@@ -25,7 +25,7 @@ from boom_ray.report.tables import (
     format_dev,
     format_points,
     headline,
-    leaderboard,
+    leaderboards,
     published_gain,
     score_table,
     sets_of,
@@ -44,7 +44,7 @@ def write_page(summary: Summary) -> str:
     sections = [
         _header(summary),
         _figures(summary),
-        _section("All sets together", _leaderboard(summary)),
+        _section("Means as on mteb's leaderboard", _leaderboards(summary)),
         _section("Scores, set by set", _per_set(summary)),
         _section("Test texts among the training texts", contamination_section(summary)),
         _section("Drift: the index of the model before", drift_section(summary)),
@@ -197,14 +197,13 @@ def inline_svg(svg: bytes, prefix: str, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
-def _leaderboard(summary: Summary) -> str:
-    rows = leaderboard(summary)
+def _leaderboards(summary: Summary) -> str:
     note = (
-        '<p class="muted">Means over all sets and over task types, as mteb\'s leaderboard has them, and the published '
+        '<p class="muted">Means over sets and over task types, as mteb\'s leaderboard has them, and the published '
         "model minus each other one. ± is half a 95 % interval.</p>"
     )
-    head = ["Model", "mean of sets", "to base", "mean of types", "to base", "published minus it, ID", "OOD"]
-    return note + table(head, rows) if rows else ""
+    tables = [f"<h3>{escape(title)}</h3>{table(head, rows)}" for title, head, rows in leaderboards(summary)]
+    return note + "\n".join(tables) if tables else ""
 
 
 def _per_set(summary: Summary) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from boom_ray.report.intervals import format_difference, mean_reach, means_of, set_reach
+from boom_ray.report.intervals import benchmarks_of, format_difference, mean_reach, means_of, set_reach
 
 Summary = Mapping[str, Any]
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
@@ -98,12 +98,17 @@ def weighted_mean(summary: Summary, model: Mapping[str, Any], mean: str) -> floa
     return 100 * sum(weight * scores[name] for name, weight in weights.items())
 
 
-def leaderboard(summary: Summary) -> list[list[str]]:
-    """A row per model: its means over all sets and over types, each with the difference to base, as mteb's leaderboard
-    has them; then the published model minus it, in-domain and out-of-domain. Nothing without sets."""
+LEADERBOARD = ("model", "mean of sets", "to base", "mean of types", "to base", "published minus it, ID", "OOD")
+
+
+def leaderboard(summary: Summary, of: str = "") -> list[list[str]]:
+    """A row per model: its means over sets and over types, each with the difference to base, as mteb's leaderboard has
+    them; then the published model minus it, in-domain and out-of-domain, or in the mean over the benchmark ``of``.
+    Nothing without sets."""
     models = summary["models"] if summary.get("sets") else []
     base: Mapping[str, Any] = next((m for m in models if m["kind"] == "base"), {})
     chosen: Mapping[str, Any] = next((m for m in models if m["name"] == summary.get("chosen")), {})
+    part = f" of {of}" if of else ""
 
     def gap(first: Mapping[str, Any], second: Mapping[str, Any], mean: str, reference: str, shown: str) -> str:
         value = None if first is second else _minus(*(weighted_mean(summary, m, mean) for m in (first, second)))
@@ -111,11 +116,21 @@ def leaderboard(summary: Summary) -> list[list[str]]:
 
     return [
         [m["name"]]
-        + [cell for mean in ("tasks", "types")
+        + [cell for mean in (f"tasks{part}", f"types{part}")
            for cell in (format_points(weighted_mean(summary, m, mean)), gap(m, base, mean, "base", m["name"]))]
-        + [gap(chosen, m, domain, "chosen", m["name"]) for domain in DOMAINS]
+        + [gap(chosen, m, mean, "chosen", m["name"]) for mean in ([f"tasks{part}"] if of else DOMAINS)]
         for m in models
     ]  # fmt: skip
+
+
+def leaderboards(summary: Summary) -> list[tuple[str, list[str], list[list[str]]]]:
+    """(title, heads, rows) of :func:`leaderboard` for each of several benchmarks, and for all sets."""
+    sets = summary.get("sets") or []
+    counts = {name: sum((s.get("benchmark") or "local sets") == name for s in sets) for name in benchmarks_of(sets)}
+    parts = [(f"{name}, {n} {'set' if n == 1 else 'sets'}", [*LEADERBOARD[:5], "published minus it"], name)
+             for name, n in counts.items()]  # fmt: skip
+    whole = (f"All {len(sets)} {'set' if len(sets) == 1 else 'sets'}", [*LEADERBOARD], "")
+    return [(title, head, leaderboard(summary, of)) for title, head, of in (*parts, whole)] if sets else []
 
 
 def published_gain(summary: Summary, name: str) -> str:
@@ -176,7 +191,7 @@ def verdict(summary: Summary) -> list[str]:
     """Plain sentences: which is best, whether every member beats base, whether the merge holds the members' mean."""
     rows = score_table(summary)
     lines = [_best_sentence(rows, domain, summary) for domain in DOMAINS if sets_of(summary, domain)]
-    lines += [_members_sentence(rows), _merge_sentence(rows, summary.get("chosen"))]
+    lines += [_members_sentence(rows), _merge_sentence(rows, summary.get("chosen")), _over_sets_sentence(summary)]
     lines += [_lost_sentence(lost, len(summary["members"])) for lost in summary.get("lost") or []]
     if any(row.id_mean is not None or row.ood_mean is not None for row in rows):
         lines.append(_note(summary))
@@ -187,6 +202,19 @@ def _note(summary: Summary) -> str:
     if (summary.get("intervals") or {}).get("means"):
         return "±: 95 % interval over other queries and texts of these sets; other tasks and seeds are not in it."
     return "Differences are of means over the sets, from one run and without confidence intervals."
+
+
+def _over_sets_sentence(summary: Summary) -> str:
+    """Whether what was published would hold on other sets; wider, as the sets differ more than their queries do."""
+    parts = []
+    for reference, who in (("base", "base"), ("members", "the members' mean")):
+        found = (summary.get("intervals") or {}).get("over_sets", {}).get(reference)
+        if found is not None and not (
+            reference == "members" and sum(m["kind"] == "member" for m in summary["models"]) < 2
+        ):
+            middle, low, high = (100 * end for end in found)
+            parts.append(f"{middle:+.2f} [{low:+.2f}, {high:+.2f}] to {who}")
+    return f"Over other sets like these {summary.get('chosen')} is {', '.join(parts)}." if parts else ""
 
 
 def _best_sentence(rows: Sequence[ScoreRow], domain: str, summary: Summary) -> str:

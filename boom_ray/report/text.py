@@ -13,7 +13,7 @@ from boom_ray.report.tables import (
     domain_mean,
     format_dev,
     format_points,
-    leaderboard,
+    leaderboards,
     score_table,
     sets_of,
     verdict,
@@ -22,7 +22,7 @@ from boom_ray.report.tables import (
 
 def format_tables(summary: Summary) -> str:
     """All scores as plain text for the terminal: means, each domain set by set, then the verdict."""
-    blocks = [_means_text(summary), _leaderboard_text(summary)]
+    blocks = [_means_text(summary), *(_leaderboard_text(*found, summary) for found in leaderboards(summary))]
     blocks += [_domain_text(summary, domain) for domain in DOMAINS if sets_of(summary, domain)]
     blocks += ["\n".join(footnotes(summary)), "\n".join(verdict(summary))]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -44,15 +44,9 @@ def _means_text(summary: Summary) -> str:
     return "Means in points (* published)\n" + grid(head, body)
 
 
-def _leaderboard_text(summary: Summary) -> str:
-    rows = leaderboard(summary)
-    if not rows:
-        return ""
-    head = [["", "mean of", "vs", "mean of", "vs", "published", "minus it"],
-            ["model", "sets", "base", "types", "base", "ID", "OOD"]]  # fmt: skip
-    count = len(summary["sets"])
+def _leaderboard_text(title: str, head: list[str], rows: list[list[str]], summary: Summary) -> str:
     body = [[_starred(name, summary), *cells] for name, *cells in rows]
-    return f"All {count} {'set' if count == 1 else 'sets'}, as mteb's leaderboard takes them\n{grid(head, body)}"
+    return f"{title}, as mteb's leaderboard takes them\n{grid([head], body)}"
 
 
 def _domain_text(summary: Summary, domain: str) -> str:

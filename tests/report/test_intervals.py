@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from boom_ray.evaluate.significance import Contrast, Paired, Samples, difference, mean_difference
+from boom_ray.evaluate.significance import Contrast, Paired, Samples, difference, mean_difference, task_difference
 from boom_ray.report.intervals import format_difference, mean_reach, means_of, run_intervals, set_reach
 
 RNG = np.random.default_rng(3)
@@ -46,6 +46,19 @@ def test_every_difference_of_the_tables_has_its_interval() -> None:
     assert set(told["intervals"]["means"]["base"]) == set(KINDS) - {"base"}
     assert set(told["intervals"]["means"]["base"]["plain"]) == {"in_domain", "out_of_domain", "tasks", "types"}
     assert mean_reach(told, "base", "base", "tasks") is None
+
+
+def test_the_published_model_over_other_sets() -> None:
+    found = samples()
+    told = summary()
+    for model in told["models"]:
+        model["scores"] = {name: s.score() for name, s in found[model["name"]].items()}
+    scores = {m["name"]: m["scores"] for m in told["models"]}
+    expected = task_difference([scores["merge-ratio"][n] - scores["base"][n] for n in "abc"])
+    over = run_intervals(told, found)["over_sets"]
+    assert over["base"] == pytest.approx([expected.difference, expected.low, expected.high], abs=1e-8)
+    assert over["members"] is not None
+    assert run_intervals({**told, "sets": SETS[:2]}, found)["over_sets"] == {"base": None, "members": None}
 
 
 def test_what_was_not_kept_is_left_out() -> None:

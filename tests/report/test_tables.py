@@ -7,7 +7,15 @@ import copy
 import pytest
 from report_example import example, with_intervals
 
-from boom_ray.report.tables import best_trial, headline, leaderboard, lower_is_better, score_table, verdict
+from boom_ray.report.tables import (
+    best_trial,
+    headline,
+    leaderboard,
+    leaderboards,
+    lower_is_better,
+    score_table,
+    verdict,
+)
 from boom_ray.report.text import format_tables
 
 
@@ -121,6 +129,25 @@ def test_means_over_sets_and_types_and_the_published_model_against_each():
         "-2.00 ±1.00",
     ]
     assert leaderboard({**summary, "sets": []}) == []
+
+
+def test_each_benchmark_has_its_means():
+    summary = small()
+    assert [title for title, *_ in leaderboards(summary)] == ["All 3 sets"]
+    summary["sets"][0]["benchmark"] = summary["sets"][2]["benchmark"] = "MTEB(eng, v2)"
+    summary["sets"][2]["task_type"] = "retrieval"
+    found = {title: (head, rows) for title, head, rows in leaderboards(with_intervals(summary, 0.01))}
+    assert list(found) == ["MTEB(eng, v2), 2 sets", "local sets, 1 set", "All 3 sets"]
+    head, rows = found["MTEB(eng, v2), 2 sets"]
+    assert len(head) == len(rows[0]) == 6
+    assert rows[1] == ["member-0", "55.00", "+5.00 ±1.00", "55.00", "+5.00 ±1.00", "+4.00 ±1.00"]
+    assert "MTEB(eng, v2), 2 sets, as mteb's leaderboard takes them" in format_tables(summary)
+
+
+def test_what_holds_over_other_sets_is_a_sentence_of_its_own():
+    summary = small()
+    summary["intervals"] = {"over_sets": {"base": [0.1, -0.05, 0.25], "members": None}, "means": {}}
+    assert "Over other sets like these merge-ratio is +10.00 [-5.00, +25.00] to base." in verdict(summary)
 
 
 def test_terminal_text_with_intervals_fits():
