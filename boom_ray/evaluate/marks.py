@@ -15,7 +15,7 @@ class Mark:
         revision: the set's ``text_revision``.
         texts: texts that are scored; ``exact`` of them occur whole, ``near`` others by a run of words.
         units: scored queries or rows; ``touched`` of them are, or have a relevant document, that occurs.
-        datasets: the training datasets that they occur in.
+        datasets: the training datasets that each was first met in.
         clean: by model, the score without the touched units, 0..1, where it is known.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 import random
 from collections import defaultdict
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mteb_tasks import TASKS, TinyAggregate
 from small_sets import sentence, write_qrels, write_set
 from typer.testing import CliRunner
 
@@ -23,7 +25,8 @@ from boom_ray.data.decontaminate import Evaluation, decontaminate, write_evaluat
 from boom_ray.data.overlap import EXACT, NEAR, NONE, Overlap, corpus_texts, file_texts
 from boom_ray.data.schema import Example
 from boom_ray.data.shingles import WordHasher
-from boom_ray.evaluate.contamination import clean_score
+from boom_ray.evaluate.benchmarks import find_tasks
+from boom_ray.evaluate.contamination import clean_score, evaluation_texts
 from boom_ray.evaluate.contents import Rows, Search, contents, task_contents
 from boom_ray.evaluate.marks import mark_of
 from boom_ray.evaluate.score import evaluate
@@ -169,6 +172,30 @@ def test_the_clean_score_is_the_score_of_the_rest(search_set: EvalSet, make_mode
     assert score == pytest.approx(values.mean(), abs=1e-5)  # mteb's five decimals
     assert marks["find"].clean["m"] == pytest.approx(values[3:].mean())
     assert "m" not in find_marks([search_set], [("t", queries)], samples=samples)["find"].clean  # nothing is left
+
+
+def test_tasks_of_mteb_of_every_type(make_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All their texts are found, and their rows are the units that scores are kept for, where these are rows."""
+    registry = importlib.import_module("mteb.get_tasks")._TASKS_REGISTRY
+    for task in (*TASKS, TinyAggregate):
+        monkeypatch.setitem(registry, task.metadata.name, task)
+    sets = find_tasks((), [task.metadata.name for task in (*TASKS, TinyAggregate)])
+    evaluate(make_model(0), sets, results=tmp_path)
+    samples = kept_samples(make_model(0), sets, tmp_path)
+    first = {entry.name: next(iter(evaluation_texts([entry]))) for entry in sets}
+    training = [(name, [text]) for name, text in first.items()]
+    marks = find_marks(sets, training, None, {"m": samples})
+    cleaned = []
+    for entry in sets:
+        mark = marks[entry.name]
+        assert mark.exact >= 1, entry.name
+        assert 1 <= mark.touched <= mark.units
+        assert mark.datasets
+        if "m" in mark.clean:
+            cleaned.append(entry.name)
+    # half of the texts of mteb's clustering are drawn, and Kendall's tau has no units
+    unknown = {"TinyClusteringVMeasure", "TinyClusteringVMeasureLangs", "TinyRegressionKendalltau"}
+    assert {entry.name for entry in sets} - set(cleaned) == unknown
 
 
 def test_the_clean_score_of_other_kinds() -> None:
