@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 import re
+import struct
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +26,10 @@ from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.significance import Samples
 
 _NOT_THE_MODEL = {"README.md", "manifest.json", "boom_manifest.json", "mergekit_config.yml", "_SUCCESS"}
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    BadZipFile,
-)  # a kill leaves half a file
+_DAMAGED = (  # a kill leaves half a file, a bad disk anything
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, BadZipFile,
+    RuntimeError, MemoryError, SyntaxError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,9 @@ def cached(cache: Any, meta: Any, entry: EvalSet) -> float | None:
         file = samples_file(cache, meta, entry)
         told = Kept(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
         texts = {result.dataset_revision, Samples.load(file).texts, told.texts}
-        return _mean_score(result, entry) if texts == {entry.text_revision} else None
+        score = _mean_score(result, entry)
+        whole = abs(score - told.score) < 1e-6 or (math.isnan(score) and math.isnan(told.score))  # mteb rounds to 1e-6
+        return score if whole and texts == {entry.text_revision} else None
     except _DAMAGED:
         return None
 
