@@ -29,7 +29,7 @@ class Samples:
 
     ``kind`` and the arrays it needs, for N units and E runs (draws of training texts, of k-means):
 
-    - ``mean``: ``values`` [N], the score of each unit; the score is their mean.
+    - ``mean``: ``values`` [N], the score of each unit, or [E, N], in each run; the score is their mean.
     - ``pearson``, ``spearman``: ``values`` [N] predicted and ``gold`` [N] true similarities.
     - ``ap``, ``best_accuracy``, ``best_f1``: ``values`` [N] similarities, higher is more alike, ``gold`` [N] 0 or 1.
     - ``labels:METRIC`` (accuracy, ap, f1, precision, recall, and the last three with ``_weighted``): ``values`` [E, N]
@@ -76,7 +76,7 @@ class Samples:
     def resampled(self, counts: np.ndarray) -> np.ndarray:
         """Scores [R] when unit n occurs ``counts[r, n]`` times, [R, N]; not for ``parts``, whose units differ."""
         if self.kind == "mean":
-            return counts @ self.values / counts.sum(axis=1)
+            return counts @ np.atleast_2d(self.values).mean(axis=0) / counts.sum(axis=1)
         if self.kind in _ONE_RUN:
             return _ONE_RUN[self.kind](counts, self.values, self.gold)
         return np.mean([self._run(run, counts) for run in range(len(self.values))], axis=0)

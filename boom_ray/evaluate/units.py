@@ -36,8 +36,9 @@ class Units:
         self._units = samples[0].units
         self._exact = samples[0].kind == "mean"
         self._scores = np.array([s.score() for s in samples])
-        if self._exact:
-            self._columns = np.stack([s.values.astype(float) for s in samples])  # [models, units]
+        if self._exact:  # values [models, runs, units], and their means over the runs
+            self._draws = np.stack([np.atleast_2d(s.values).astype(np.float32) for s in samples])
+            self._columns = np.stack([np.atleast_2d(s.values).mean(axis=0) for s in samples])
             return
         rng = np.random.default_rng([how.seed, *seed])
         resamples = min(how.resamples, max(_FEWEST, _WORK // max(1, samples[0].values.size)))
@@ -53,8 +54,20 @@ class Units:
         if not self._exact:  # a resample of n varies (n-1)/n as much as n fresh units
             return point, *joined([(float(column.var(ddof=1)) * n / freedom, freedom), *self._clustered(weights)])
         if plain or not weights.any():  # a model against itself
-            return point, float(column.var()) / freedom, freedom
-        return point, _variance(column, float(np.ptp(self._columns[weights != 0]))) / freedom, freedom
+            own = float(column.var())
+        else:
+            own = _variance(column, float(np.ptp(self._columns[weights != 0])))
+        return point, *joined([(own / freedom, freedom), *self._redrawn(weights)])
+
+    def _redrawn(self, weights: np.ndarray) -> list[tuple[float, float]]:
+        """What other draws of training texts add, beyond what the chance of the units explains."""
+        draws = np.tensordot(weights, self._draws, axes=1)  # [runs, units]
+        if len(draws) < 2:
+            return []
+        freedom, middle = len(draws) - 1, draws.mean(axis=1)
+        seen = float(middle.var(ddof=1))
+        excess = seen - float((draws - draws.mean(axis=0)).var(axis=1).sum()) / freedom / draws.shape[1]
+        return [(excess / len(draws), freedom * (excess / seen) ** 2)] if excess > 1e-9 * seen else []
 
     def _clustered(self, weights: np.ndarray) -> list[tuple[float, float]]:
         """What the chance of k-means adds: it starts anew in each run, and the score is the mean over runs."""

@@ -232,6 +232,17 @@ def test_coverage_of_clusterings_whose_runs_differ_by_chance() -> None:
     assert 0.93 <= covered(intervals, 0.0) <= 0.985
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_coverage_of_classifiers_trained_on_other_draws(spread: float) -> None:
+    """Ten draws of training texts: each moves a model's accuracy by ``spread``, and its answers are its own."""
+    rng, intervals = np.random.default_rng(18), []
+    for _ in range(1000):
+        hard = rng.beta(2.0, 1.0, 150)
+        right = [rng.random((10, 150)) < np.clip(hard + rng.normal(0, spread, (10, 1)), 0, 1) for _ in range(2)]
+        intervals.append(difference(*(Samples("mean", "t", r) for r in right)))
+    assert 0.93 <= covered(intervals, 0.0) <= 0.975
+
+
 def test_coverage_of_the_mean_over_fixed_tasks_of_several_kinds() -> None:
     rng, intervals, truth = np.random.default_rng(13), [], 0.0
     for trial in range(1000):
