@@ -22,6 +22,8 @@ from boom_ray.evaluate.worker import ModelToScore, Work
 
 _STARTUP = 15.0  # seconds until actors have loaded what they need
 _CHARACTERS = 1e6  # of text that are worth another actor, when there are fewer jobs than places
+_CPU_TOKENS = 2048  # of one forward pass on a CPU, as boom_ray.encoder has it: slices are made of a few
+_TEXT = 500.0  # characters of a text, where only their number is known
 _FLOPS = 60e9  # of one core, as far as choosing between this process and actors goes
 
 
@@ -132,11 +134,11 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     names = [entry.result_name for entry in work.sets]
     files = {i: name for i, name in enumerate(names) if names.count(name) > 1}
 
-    def with_crew(crew: Crew) -> None:
-        drive(Board(costs, crew.count, work.chunk_tokens, files), crew, told)
+    def with_crew(crew: Crew, chunk_tokens: int) -> None:
+        drive(Board(costs, crew.count, chunk_tokens, files), crew, told)
 
     if actors == 0 or (actors is None and _sooner_alone(work, costs)):
-        with_crew(Alone(work))
+        with_crew(Alone(work), work.chunk_tokens)
         return
     from boom_ray.evaluate.actors import Actors, places
     from boom_ray.session import node_resources, ray_session
@@ -146,7 +148,7 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
         useful = len(jobs) + int(sum(costs.values()) / _CHARACTERS)
         team = Actors(work, min(actors or useful, most), bundle)
         try:
-            with_crew(team)
+            with_crew(team, work.chunk_tokens if bundle.gpus else min(work.chunk_tokens, _CPU_TOKENS))
         finally:
             team.close()
 
@@ -174,4 +176,5 @@ def _cost(work: Work, job: Job) -> float:
 
         return characters(entry)
     files = [file for file in entry.path.iterdir() if file.is_file()]
-    return float(sum(file.stat().st_size * (3 if file.suffix == ".gz" else 1) for file in files))
+    whole = float(sum(file.stat().st_size * (3 if file.suffix == ".gz" else 1) for file in files))
+    return whole if entry.cap is None else min(whole, _TEXT * entry.cap)

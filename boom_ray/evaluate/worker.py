@@ -63,7 +63,7 @@ class Worker:
             torch.set_num_threads(threads)
         self._work = work
         self._held: tuple[int, Encoder] | None = None
-        self._tokens = TokenCache() if len(work.models) > 1 else None
+        self._tokens = TokenCache()
         self._open: dict[Job, Paused] = {}
 
     def start(self, job: Job) -> Need | Done:
@@ -114,8 +114,7 @@ class Worker:
         if self._held is None or self._held[0] != model:
             self._held = None  # before the next one is loaded
             encoder = Encoder.load(self._work.models[model].directory)
-            if self._tokens:
-                self._tokens.serve(encoder)
+            self._tokens.serve(encoder)
             self._held = model, encoder
         return self._held[1]
 

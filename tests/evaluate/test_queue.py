@@ -228,16 +228,6 @@ def test_a_broken_set_leaves_the_others_their_scores(sets_root: Path, make_model
         evaluate_many([ModelToScore("absent", str(tmp_path))], sets)
 
 
-@pytest.mark.slow
-def test_actors_give_the_same_scores(sets_root: Path, make_model: Models, tmp_path: Path) -> None:
-    sets = find_sets([sets_root], None)
-    models = [ModelToScore(str(make_model(seed)), str(tmp_path / "ray")) for seed in (0, 1)]
-    alone = evaluate_many([ModelToScore(m.directory, str(tmp_path / "one")) for m in models], sets, actors=0)
-    lines: list[str] = []
-    assert evaluate_many(models, sets, actors=2, say=lines.append) == [pytest.approx(s, abs=1e-6) for s in alone]
-    assert len(lines) == 10
-
-
 def test_actors_fit_their_nodes() -> None:
     gib = 2**30
     assert places([{"CPU": 2, "memory": 20 * gib}], gib // 10) == (2, Bundle(1, 0.0))

@@ -98,3 +98,20 @@ def test_a_killed_actor_costs_no_score(inputs: Path, tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert scores(tmp_path) == pytest.approx(scores(inputs / "undisturbed"), abs=1e-6)
+
+
+def test_two_models_on_actors_give_the_scores_of_one_process(
+    inputs: Path, small_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    from boom_ray.evaluate.queue import ModelToScore, evaluate_many
+    from boom_ray.evaluate.sets import find_sets
+
+    sets = find_sets([inputs / "sets"], None)[:3]
+    lines: list[str] = []
+
+    def score(results: Path, actors: int) -> list[dict[str, float]]:
+        models = [ModelToScore(str(small_base(seed)), str(results)) for seed in (0, 1)]
+        return evaluate_many(models, sets, actors=actors, say=lines.append)
+
+    assert score(tmp_path / "ray", 2) == [pytest.approx(one, abs=1e-6) for one in score(tmp_path / "alone", 0)]
+    assert len(lines) == 12
