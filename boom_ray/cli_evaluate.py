@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -140,6 +140,7 @@ def compare(
     if offline:
         _go_offline()
     from boom_ray.contenders import find_contender, split_sides
+    from boom_ray.overlaps import touched_tasks
 
     sides = {label: [find_contender(name) for name in names] for label, names in split_sides(models).items()}
     if sets or benchmarks or tasks:
@@ -147,7 +148,13 @@ def compare(
         found = _score_sides(sides, asked, results, actors)
     else:
         found = _kept_sides(sides, results)
-    _write(found, plot, html, json_file)
+    trained_here = {
+        name if len(side) == 1 else f"{name} {c.name}": c.directory
+        for name, side in sides.items()
+        for c in side
+        if c.name != "base"  # of a run: its corpus is not what the base was trained on
+    }
+    _write(replace(found, touched=touched_tasks(trained_here, results)), plot, html, json_file)
 
 
 @dataclass(frozen=True)

@@ -110,9 +110,19 @@ def keep_marks(marks: Mapping[str, Mark], model: Path, results: Path) -> None:
 
 
 def known_marks(model: Path, results: Path) -> dict[str, Mark]:
-    """What is known of a model: from the run that it is in, and what :func:`keep_marks` kept, by set."""
-    run = Ledger(model.resolve().parent.parent)
-    return {**_marks(_run_file(run)), **_marks(_read(_marks_file(model, results)))}
+    """What is known of a model: from the run that it is in, and what :func:`keep_marks` kept, by set. Without mteb."""
+    kept = _marks(_read(_marks_file(model, results))) if (results / "contamination").is_dir() else {}
+    return {**_marks(_read(model.resolve().parent.parent / RUN_FILE)), **kept}
+
+
+def touched_tasks(models: Mapping[str, Path | None], results: Path) -> dict[str, list[str]]:
+    """``{set: footnotes}`` of the sets whose test texts some of these models (by label) are known to be trained on."""
+    found: dict[str, list[str]] = {}
+    for label, model in models.items():
+        for name, mark in (known_marks(model, results) if model else {}).items():
+            if mark.footnote:
+                found.setdefault(name, []).append(f"{label}: {mark.footnote}")
+    return found
 
 
 def kept_samples(model: Path, sets: Sequence[EvalSet], results: Path) -> dict[str, Samples]:
@@ -166,12 +176,6 @@ def _marks(told: Mapping[str, Any]) -> dict[str, Mark]:
 
 
 def _marks_file(model: Path, results: Path) -> Path:
-    return results / "contamination" / f"{_name(model)}.json"
+    from boom_ray.evaluate.results import model_revision
 
-
-def _name(model: Path) -> Path:
-    """MODEL/REVISION, as mteb writes them."""
-    from boom_ray.evaluate.results import model_meta
-
-    meta = model_meta(model, None, None, ())
-    return Path(meta.model_name_as_path()) / meta.revision
+    return results / "contamination" / f"{model_revision(model)}.json"

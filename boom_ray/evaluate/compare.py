@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from boom_ray.config import BoomError
@@ -63,13 +63,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Sides are single models, or several seeds of one method. ``left_out``: tasks that not every model has."""
+    """Sides are single models, or several seeds of one method. ``left_out``: tasks that not every model has;
+    ``touched``: footnotes of the tasks whose test texts a model is known to be trained on."""
 
     sides: tuple[str, ...]
     seeds: tuple[int, ...]
     tasks: tuple[Task, ...]
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    touched: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def overall(self) -> Row:

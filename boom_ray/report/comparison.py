@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from boom_ray.evaluate.compare import Comparison, Row
+from boom_ray.report.contamination import SIGN
 from boom_ray.report.drawing import BASE, GRID, INK, MEMBERS, MUTED, PAPER, STYLE, WIDTH, new_axes, to_svg
 from boom_ray.report.html import table
 from boom_ray.report.intervals import format_interval
@@ -69,7 +70,8 @@ def notes(found: Comparison) -> list[str]:
         lines.append("A side of one model stands for that model: how much its seed matters is not in the interval.")
     if found.left_out:
         lines.append(f"Left out, as not every model has a score: {', '.join(found.left_out)}.")
-    return lines
+    shown = {task.name for task in found.tasks} & found.touched.keys()
+    return lines + [f"{SIGN} {name}, {line}" for name in sorted(shown) for line in found.touched[name]]
 
 
 def format_comparison(found: Comparison) -> str:
@@ -101,7 +103,8 @@ def _columns(found: Comparison) -> tuple[list[str], Any]:
     def cells(row: Row) -> list[str]:
         what = kinds[row.label] if row.kind == "task" else f"{len(row.tasks)} task{'s' * (len(row.tasks) > 1)}"
         gaps = [_gap(row, i) for i in range(1, len(letters))]
-        return [row.label, what, *(f"{100 * score:.2f}" for score in row.scores), *gaps]
+        label = f"{row.label} {SIGN}" if row.kind == "task" and row.label in found.touched else row.label
+        return [label, what, *(f"{100 * score:.2f}" for score in row.scores), *gaps]
 
     return ["task", "type", *letters, *(f"{letter} - {letters[0]}" for letter in letters[1:])], cells
 

@@ -224,6 +224,11 @@ def test_the_command_marks_and_remembers(search_set: EvalSet, make_model: Models
     mark = known_marks(model, results)["find"]
     assert (mark.exact, mark.touched, mark.datasets) == (2, 2, ("seen",))
     assert list(mark.clean) == [str(model)]
+    evaluate(make_model(1), [search_set], results=results)
+    compared = ["compare", str(model), str(make_model(1)), "--results", str(results)]
+    shown = CliRunner().invoke(app, compared)
+    assert "find † " in shown.output, shown.exception
+    assert "† find, tiny-0: 2 of 18 texts occur in the training data of seen: 2 of 8 queries" in shown.output
     assert known_marks(make_model(1), results) == {}
     refused = CliRunner().invoke(app, command)
     assert isinstance(refused.exception, BoomError)
