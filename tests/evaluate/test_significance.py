@@ -200,7 +200,7 @@ def test_few_right_or_wrong_answers_that_differ_are_covered_too_often_rather_tha
 
 def coverage(draw: Draw, queries: int, agree: float) -> float:
     rng, intervals, truth = np.random.default_rng(11), [], 0.0
-    for _ in range(2000):
+    for _ in range(1000):
         first, second, truth = draw(rng, queries, agree)
         intervals.append(difference(Samples("mean", "t", first), Samples("mean", "t", second)))
     return covered(intervals, truth)
@@ -210,12 +210,12 @@ def test_coverage_of_one_task_whose_score_is_a_rank_correlation() -> None:
     """Bivariate normal pairs: the true Spearman correlation is 6/pi asin(r/2)."""
     rng, intervals = np.random.default_rng(12), []
     for trial in range(1000):
-        gold, shared, *own = rng.normal(size=(4, 120))
+        gold, shared, *own = rng.normal(size=(4, 100))
         first, second = (
             r * gold + np.sqrt(1 - r * r) * (shared + o) / np.sqrt(2) for r, o in zip((0.8, 0.7), own, strict=True)
         )
         one, two = Samples("spearman", "t", first, gold), Samples("spearman", "t", second, gold)
-        intervals.append(difference(one, two, Bootstrap(200, trial)))
+        intervals.append(difference(one, two, Bootstrap(100, trial)))
     truth = 6 / np.pi * (np.arcsin(0.4) - np.arcsin(0.35))
     assert 0.93 <= covered(intervals, truth) <= 0.97
 
@@ -223,7 +223,7 @@ def test_coverage_of_one_task_whose_score_is_a_rank_correlation() -> None:
 def test_coverage_of_clusterings_whose_runs_differ_by_chance() -> None:
     """Both models put texts of four classes into the right cluster with a probability that is drawn for each run."""
     rng, intervals, gold = np.random.default_rng(17), [], np.arange(80) % 4
-    for trial in range(400):
+    for trial in range(250):
         sides = [
             Samples("v_measure", "t", np.where(rng.random((6, 80)) < p, gold, rng.integers(0, 4, (6, 80))), gold)
             for p in rng.uniform(0.6, 0.9, (2, 6, 1))
@@ -259,7 +259,7 @@ def test_coverage_of_the_mean_over_fixed_tasks_of_several_kinds() -> None:
         for side, r, own in zip(sides, (0.8, 0.75), noise, strict=True):
             side["pairs"] = Samples("pearson", "t", r * gold + np.sqrt(1 - r * r) * own, gold)
         truth = float(np.mean([*gains, 0.05]))
-        intervals.append(mean_difference(*sides, Bootstrap(200, trial)))
+        intervals.append(mean_difference(*sides, Bootstrap(100, trial)))
     assert 0.93 <= covered(intervals, truth) <= 0.97
 
 
