@@ -24,7 +24,7 @@ _STARTUP = 15.0  # seconds until actors have loaded what they need
 _CHARACTERS = 1e6  # of text that are worth another actor, when there are fewer jobs than places
 _CPU_TOKENS = 2048  # of one forward pass on a CPU, as boom_ray.encoder has it: slices are made of a few
 _TEXT = 500.0  # characters of a text, where only their number is known
-_FLOPS = 60e9  # of one core, as far as choosing between this process and actors goes
+_FLOPS = 120e9  # of one core, as far as choosing between this process and actors goes
 
 
 def evaluate_many(
@@ -159,8 +159,9 @@ def _sooner_alone(work: Work, costs: Mapping[Job, float]) -> bool:
     if os.environ.get("RAY_ADDRESS") or (running and running.is_initialized()):
         return False
     cores = len(os.sched_getaffinity(0))
-    seconds = sum(cost * _weights(work.models[job.model]) / 8 for job, cost in costs.items()) / (_FLOPS * cores)
-    return cores < 2 or seconds / 3 < _STARTUP  # a third is what actors save
+    # four characters a token; four bytes a weight, two operations each, and half of a small model are embeddings
+    flops = sum(cost / 4 * _weights(work.models[job.model]) / 4 for job, cost in costs.items())
+    return cores < 2 or flops / (_FLOPS * cores) / 3 < _STARTUP  # a third is what actors save
 
 
 def _weights(model: ModelToScore) -> int:
