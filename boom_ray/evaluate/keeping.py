@@ -80,7 +80,7 @@ class KeepsRetrieval(Keeping):
 
 
 class KeepsClassification(Keeping):
-    """Which class each draw's classifier gave each test text."""
+    """What each draw's classifier made of each test text: right or wrong, else the class."""
 
     def _save_task_predictions(self, predictions: Any, *_: Any, **where: Any) -> None:
         gold = np.asarray(self._rows(where)[self.label_column_name])
@@ -88,20 +88,20 @@ class KeepsClassification(Keeping):
             return
         found = np.asarray(predictions)
         if self.entry.metric == "accuracy":
-            self._keep("mean", (found == gold).mean(axis=0))
+            self._keep("mean", found == gold)
         else:
             numbers = np.unique(np.concatenate([gold, found.ravel()]), return_inverse=True)[1]
             self._keep(f"labels:{self.entry.metric}", numbers[len(gold) :].reshape(found.shape), numbers[: len(gold)])
 
 
 class KeepsMultilabel(Keeping):
-    """The metric of each test text, mean over the draws; of macro F1 the labels themselves."""
+    """The metric of each test text in each draw; of macro F1 the labels themselves."""
 
     def _evaluate_subset(self, model: Any, data_split: Any, **options: Any) -> Any:
         self._draws: list[np.ndarray] = []
         found = super()._evaluate_subset(model, data_split, **options)
         if self._draws and self.entry.metric in ("accuracy", "lrap"):
-            self._keep("mean", np.mean(self._draws, axis=0))
+            self._keep("mean", np.array(self._draws))
         elif self._draws and self.entry.metric == "f1":
             self._keep("multilabel:f1", np.array(self._draws), self._gold)
         return found
