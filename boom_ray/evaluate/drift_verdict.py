@@ -12,7 +12,8 @@ The question is that of an owner of an index of old vectors who takes up the new
 
 What is not shown does not count: too few queries mean "re-embed", and the reason says that more would settle it. Fewer
 than ``FEWEST`` never show that an index may stay: the harm may lie with queries that are not among them. A set that is
-shown by itself to lose more than the limit is enough for "re-embed", too.
+shown by itself to lose more than the limit, at a level that allows for the number of sets (Bonferroni), is enough for
+"re-embed", too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from boom_ray.evaluate.drift_search import TOP, Measured
-from boom_ray.evaluate.significance import Interval, Samples, mean_difference, task_difference
+from boom_ray.evaluate.significance import Bootstrap, Interval, Samples, mean_difference, task_difference
 
 LOSS = 0.005  # of nDCG@10, 0..1
 OVERLAP = 0.95
@@ -93,7 +94,7 @@ class Drift:
             f"{-100 * LOSS:.2f} is accepted"
         )
         for m in self.judged:
-            alone = self.change("new", "mixed", [m])
+            alone = _mean({m.name: m.ndcg["new"]}, {m.name: m.ndcg["mixed"]}, 1 - 0.05 / len(self.judged))
             if loss.low <= LOSS < alone.low and len(self.judged) > 1:
                 where = f"on {m.name} alone it is {_points(self.change('mixed', 'new', [m]))}"
                 return Verdict(True, True, f"{lost}, and {where}.")
@@ -161,10 +162,10 @@ class Drift:
         return found
 
 
-def _mean(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Interval:
+def _mean(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], level: float = 0.95) -> Interval:
     """Mean over sets of the difference of values per query."""
     one, other = ({name: Samples("mean", name, v) for name, v in side.items()} for side in (first, second))
-    return mean_difference(one, other)
+    return mean_difference(one, other, Bootstrap(level=level))
 
 
 def _cosine(sets: Sequence[Measured]) -> dict[str, Any]:

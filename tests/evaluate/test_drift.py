@@ -154,6 +154,23 @@ def test_one_set_that_loses_is_enough() -> None:
     assert Drift("a", "b", tuple(fine)).verdict().reembed is False
 
 
+def test_how_often_the_rule_errs() -> None:
+    """A fifth of 500 queries change; where the true loss is twice the limit an index is hardly ever kept, and where it
+    is none a new one is hardly ever shown to be needed."""
+    rng, wrong = np.random.default_rng(3), {2 * LOSS: 0, 0.0: 0}
+    for loss in wrong:
+        for _ in range(200):
+            size = rng.choice([0.13, 0.37, 0.5, 0.63], size=500)
+            worse = rng.random(500) < 0.5 + loss / (2 * 0.2 * 0.4075)
+            change = (rng.random(500) < 0.2) * size * np.where(worse, 1, -1)
+            new = rng.random(500)
+            found = Drift("a", "b", (measured(old=new.tolist(), new=new.tolist(), mixed=(new - change).tolist()),))
+            verdict = found.verdict()
+            wrong[loss] += not verdict.reembed if loss else verdict.reembed and verdict.shown
+    assert wrong[2 * LOSS] <= 4
+    assert wrong[0.0] <= 4
+
+
 @pytest.mark.parametrize(("share", "count", "reembed", "shown"), [
     (1.0, 50, False, True), (0.98, 400, False, True), (0.7, 400, True, True), (OVERLAP, 20, True, False),
     (1.0, 20, True, False),
