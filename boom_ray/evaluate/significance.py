@@ -234,6 +234,6 @@ def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float)
     return Interval(centre, centre - reach, centre + reach)
 
 
-def _shape(samples: Samples) -> tuple[tuple[str, int], ...]:
+def _shape(samples: Samples) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Models can differ in it on the same texts: mteb leaves out documents whose summaries it cannot tell apart."""
-    return tuple((leaf.kind, leaf.units) for _, leaf in samples.leaves())
+    return tuple((leaf.kind, leaf.values.shape) for _, leaf in samples.leaves())
