@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shutil
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mteb_tasks import TASKS
 from small_sets import WORDS
 from typer.testing import CliRunner
 
 from boom_ray.cli import app
 from boom_ray.config import BoomError
+from boom_ray.evaluate.benchmarks import find_tasks
 from boom_ray.evaluate.drift import DriftOptions, drift, neighbours
 from boom_ray.evaluate.drift_search import Measured, Ranking, Subject, measure, ndcg, overlap
 from boom_ray.evaluate.drift_verdict import LOSS, OVERLAP, Drift
@@ -214,6 +217,18 @@ def test_all_types_of_sets_and_plain_texts(sets_root: Path, make_model: Models) 
     assert same["mean"]["cosine"]["mean"]["value"] == pytest.approx(1, abs=1e-6)
     assert same["mean"]["overlap"]["mixed/new"] == pytest.approx({"value": 1, "low": 1, "high": 1})
     assert same["verdict"]["text"].startswith("Keep the index: ")
+
+
+def test_tasks_of_mteb_with_their_splits_and_subsets(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = importlib.import_module("mteb.get_tasks")._TASKS_REGISTRY
+    for task in TASKS:
+        monkeypatch.setitem(registry, task.metadata.name, task)
+    sets = find_tasks((), [task.metadata.name for task in TASKS])
+    found = drift(make_model(0), make_model(1), sets, options=DriftOptions(queries=5))
+    assert len(found.sets) == sum(len(entry.parts) for entry in sets)
+    assert {m.name.partition(" ")[0] for m in found.sets} == {entry.name for entry in sets}
+    searched = {entry.name for entry in sets if entry.task_type in ("retrieval", "reranking", "instruction_reranking")}
+    assert {m.name.partition(" ")[0] for m in found.judged} == searched
 
 
 def test_prompts_are_put_before_both_sides(make_model: Models, tmp_path: Path) -> None:
