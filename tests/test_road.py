@@ -96,6 +96,9 @@ def test_tables_report_and_members_at_the_same_moment(finished: tuple[Path, str]
         assert set(summary["intervals"]["means"]["base"][name]) == {"in_domain", "out_of_domain", "tasks", "types"}
         assert set(summary["intervals"]["sets"]["members"][name]) == set(domains)
     assert set(summary["intervals"]["means"]["chosen"]) == names - {"merge-searched"}
+    marks = summary["contamination"]
+    assert {name: (m["exact"], m["touched"]) for name, m in marks.items()} == dict.fromkeys(domains, (0, 0))
+    assert {name: m["units"] for name, m in marks.items()} == {"finding": 12, "grading": 30, "elsewhere": 48}
     for name in names:
         assert name in output
     first, second = sorted(summary["members"], key=lambda m: m["started"])
