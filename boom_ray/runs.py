@@ -222,15 +222,13 @@ def look(recipe: Recipe) -> World:
 
 
 def require_data(recipe: Recipe) -> None:
-    """Offline, check that the data of the recipe's mteb tasks are here: said before anything is trained.
-
-    Raises:
-        BoomError: some are not.
-    """
+    """Check the caps of the recipe's mteb tasks, and offline that their data are here: before anything is trained."""
     if recipe.evaluate.benchmarks or recipe.evaluate.tasks:
         from boom_ray.evaluate import benchmarks, downloads
 
-        downloads.require_data(benchmarks.find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks))
+        found = benchmarks.find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks)
+        names = {name for entry in found for name in (entry.name, entry.result_name)}
+        downloads.require_data(asked(found, general(recipe.evaluate.cap, {}, names)[0]))
 
 
 def _tasks(recipe: Recipe) -> tuple[Any, ...]:

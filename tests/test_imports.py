@@ -53,7 +53,7 @@ ONLY = {
     "mteb": {
         "evaluate.tasks",
         "evaluate.local_tasks",
-        "evaluate.cutting",
+        "evaluate.cutting", "evaluate.keeping",
         "evaluate.score",
         "evaluate.results",
         "evaluate.vectors",

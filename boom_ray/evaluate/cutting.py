@@ -14,6 +14,23 @@ from boom_ray.config import BoomError
 from boom_ray.evaluate.rows import Document, Retrieval, cap_retrieval, cap_rows, hash_order
 
 
+def refuse_caps(tasks: Iterable[Any]) -> None:
+    """Say which of these tasks cannot be cut, before anything runs.
+
+    Raises:
+        BoomError: at least one; all are named.
+    """
+    wrong = {}
+    for task in tasks:
+        try:
+            _rule(task)
+        except BoomError:
+            wrong[task.metadata.name] = task.metadata.type
+    if wrong:
+        shown = ", ".join(f"'{name}' ({kind})" for name, kind in wrong.items())
+        raise BoomError(f"{shown} cannot be cut to a cap: texts belong together. Give cap NAME=none, or leave it out.")
+
+
 def cut(task: Any, cap: int) -> None:
     """Cut a task's loaded data in place.
 
@@ -32,7 +49,9 @@ def _rule(task: Any) -> Callable[[Any, Any, int], Any]:
     from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
     from mteb.abstasks.text.summarization import AbsTaskSummarization
 
-    per_query = re.fullmatch(r"(ndcg|map|recall|precision|mrr|hit_rate)_at_\d+", task.metadata.main_score)
+    per_query = re.fullmatch(
+        r"(max_over_subqueries_)?(ndcg|map|recall|precision|mrr|hit_rate)_at_\d+", task.metadata.main_score
+    )
     if isinstance(task, kinds.AbsTaskRetrieval) and per_query:  # p-MRR and the like compare queries with one another
         return _cut_retrieval
     if isinstance(task, kinds.AbsTaskSTS | kinds.AbsTaskPairClassification):

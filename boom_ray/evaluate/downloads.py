@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import BoomError
+from boom_ray.evaluate.cutting import refuse_caps
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.model_files import first_line
 
@@ -34,12 +35,15 @@ def missing_data(sets: Sequence[EvalSet]) -> dict[str, str]:
 
 
 def require_data(sets: Sequence[EvalSet]) -> None:
-    """Offline, check that the data of all sets are here.
+    """Check what can be known of mteb's tasks before anything runs: their caps, and offline, that their data are here.
 
     Raises:
-        BoomError: some are not; all of them are named.
+        BoomError: some tasks cannot be cut, or some data are not here; all of them are named.
     """
-    if not any(entry.path is None for entry in sets) or not offline():
+    of_mteb = [entry for entry in sets if entry.path is None]
+    if capped := [task for entry in of_mteb if entry.cap is not None for task in _tasks(entry)]:
+        refuse_caps(capped)
+    if not of_mteb or not offline():
         return
     if missing := missing_data(sets):
         shown = "".join(f"\n  {name}: {what}" for name, what in missing.items())

@@ -19,6 +19,7 @@ from boom_ray.evaluate.significance import Samples
 
 _Task: Any = object  # the mixins stand before a subclass of mteb's AbsTask, whose methods they call by super()
 _OF_QUERY = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
+_MERGED = "max_over_subqueries_"
 _SIMILARITIES = {
     "similarity": ("similarity_scores", 1),
     "cosine": ("cosine_scores", 1),
@@ -70,13 +71,28 @@ class KeepsRetrieval(Keeping):
 
     def task_specific_scores(self, scores: Any, qrels: Any, results: Any, **where: Any) -> Any:
         metric, _, k = self.entry.metric.rpartition("_at_")
-        queries = sorted(scores)
+        found = scores
+        if metric.startswith(_MERGED):
+            metric, found = metric.removeprefix(_MERGED), self._merged(qrels, results)
+        queries = sorted(found)
         name = f"{_OF_QUERY.get(metric)}_{k}"
-        if all(name in scores[query] for query in queries):
-            self._keep("mean", [scores[query][name] for query in queries])
+        if all(name in found[query] for query in queries):
+            self._keep("mean", [found[query][name] for query in queries])
         elif metric == "mrr" and not self.skip_first_result:
             self._keep("mean", [_reciprocal_rank(results.get(q, {}), qrels[q], int(k)) for q in queries])
         return super().task_specific_scores(scores, qrels, results, **where)
+
+    def _merged(self, qrels: Any, results: Any) -> Any:
+        """Metrics of queries whose parts, ``QUERY_1``, ``QUERY_2`` ..., count as one by each document's best score."""
+        from mteb._evaluators.retrieval_metrics import calculate_retrieval_scores
+
+        best: dict[str, dict[str, float]] = {}
+        for part in qrels:
+            documents = best.setdefault(part.rpartition("_")[0], {})
+            for document, score in results[part].items():
+                documents[document] = max(score, documents.get(document, score))
+        relevant = {part.rpartition("_")[0]: found for part, found in qrels.items()}
+        return calculate_retrieval_scores(best, relevant, list(self.k_values))[0]
 
 
 class KeepsClassification(Keeping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,9 +89,13 @@ def read_cap(given: Sequence[str]) -> Cap:
     return caps["default"] if list(caps) == ["default"] else caps or None
 
 
-def general(cap: Cap, prompts: Mapping[str, str]) -> tuple[Cap, dict[str, str]]:
-    """What of a cap and of prompts holds for other sets than they were written for: nothing that names a set."""
-    kinds = {*_OF_MTEB, *MTEB_TYPES, *SIDES, "default"}
+def general(cap: Cap, prompts: Mapping[str, str], names: Collection[str] = ()) -> tuple[Cap, dict[str, str]]:
+    """What of a cap and of prompts holds for other sets than they were written for: nothing that names another set.
+
+    Args:
+        names: of those other sets.
+    """
+    kinds = {*_OF_MTEB, *MTEB_TYPES, *SIDES, "default", *names}
     of_kinds = {key: most for key, most in cap.items() if key in kinds} or None if isinstance(cap, Mapping) else cap
     return of_kinds, {key: text for key, text in prompts.items() if _target(key) in kinds}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from mteb import abstasks as kinds
+from mteb._evaluators.retrieval_metrics import max_over_subqueries
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -130,6 +131,28 @@ TASKS: list[type[AbsTask]] = [
     ),
     _task(kinds.AbsTaskRegression, "Regression", "kendalltau", _both(_value, 45, 45)),
 ]  # fmt: skip
+
+
+class TinyMerged(kinds.AbsTaskRetrieval):
+    """As MindSmallReranking: queries in parts, merged by each document's best score."""
+
+    metadata = TaskMetadata(
+        name="TinyMerged", description="parts", type="Reranking", category="t2t", eval_splits=["test"],
+        main_score="max_over_subqueries_map_at_1000", eval_langs=["eng-Latn"], modalities=["text"],
+        dataset={"path": "lab/tiny", "revision": "1234abcd"},
+    )  # fmt: skip
+
+    def load_data(self, **_: Any) -> None:
+        data = _search(9, "map")
+        names = {f"q{i}": f"U{i // 3}_{i}" for i in range(12)}
+        together = {f"q{i}": {f"d{9 * (i // 3)}": 1} for i in range(12)}
+        data["queries"] = data["queries"].map(lambda row: {**row, "id": names[row["id"]]})
+        data["relevant_docs"] = {names[q]: found for q, found in together.items()}
+        data["top_ranked"] = {names[q]: [*found, *together[q]] for q, found in data["top_ranked"].items()}
+        self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+    def task_specific_scores(self, scores: Any, qrels: Any, results: Any, **_: Any) -> Any:
+        return max_over_subqueries(qrels, results, self.k_values)
 
 
 class TinyAggregate(AbsTaskAggregate):

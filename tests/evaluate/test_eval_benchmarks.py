@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mteb_tasks import TASKS, TinyAggregate
+from mteb_tasks import TASKS, TinyAggregate, TinyMerged
 
 from boom_ray import catalogue
 from boom_ray.config import BoomError, parse_recipe
@@ -23,11 +23,11 @@ from boom_ray.evaluate.settings import asked, general, read_cap
 from boom_ray.evaluate.tasks import build_task
 from boom_ray.evaluate.training import trained_on
 from boom_ray.plan import derive_keys
-from boom_ray.runs import Evaluation, find_evaluation, look
+from boom_ray.runs import Evaluation, find_evaluation, look, require_data
 
 Models = Callable[[int], Path]
 pytestmark = pytest.mark.filterwarnings("ignore")
-OURS = [*TASKS, TinyAggregate]
+OURS = [*TASKS, TinyMerged, TinyAggregate]
 
 
 def known_tasks() -> dict[str, Any]:
@@ -89,6 +89,7 @@ def test_every_type_scores_as_mteb_does_and_is_made_up_of_its_units(
     for name, found in samples.items():
         assert found.score() == pytest.approx(ours[name], abs=6e-6), (name, found.kind)
     assert samples["TinyClassificationAccuracyLangs"].kind == "parts"
+    assert samples["TinyMerged"].units == 4
     assert samples["TinyClusteringVMeasure"].gold.shape == (8, 60)  # four runs at two levels, half of 120 texts
     assert evaluate(make_model(0), sets, results=tmp_path) == ours
 
@@ -158,7 +159,7 @@ def test_a_cap_cuts_every_type_to_the_same_texts(make_model: Models, tmp_path: P
     capped = evaluate(make_model(0), sets, results=tmp_path)
     for name, samples in load_samples(make_model(0), sets, results=tmp_path).items():
         assert samples.score() == pytest.approx(capped[name], abs=6e-6), name
-    with pytest.raises(BoomError, match=r"'TinyClusteringVMeasureLangs' \(Clustering\) cannot be cut"):
+    with pytest.raises(BoomError, match=r"^'TinyClusteringVMeasureLangs' \(Clustering\) cannot be cut"):
         evaluate(make_model(1), find_tasks((), ["TinyClusteringVMeasureLangs"]), results=tmp_path, cap=30)
 
 
@@ -324,6 +325,11 @@ def test_what_a_recipe_asks_for(sets_root: Path, tmp_path: Path) -> None:
     assert keys[0].corpus == keys[1].corpus  # a further benchmark trains nothing again
     assert keys[0].members == keys[1].members == keys[2].members
     assert len({k.scores["base"].identity for k in keys}) == 3
+    news = {"tasks": ["News21InstructionRetrieval", "STS12"]}
+    with pytest.raises(BoomError, match=r"'News21InstructionRetrieval' \(InstructionReranking\) cannot be cut"):
+        require_data(parse_recipe({**base, "evaluate": {**news, "cap": 100}}))
+    exempt = {"default": 100, "News21InstructionRetrieval": None, "find": 10}  # `find` is a local set
+    require_data(parse_recipe({**base, "evaluate": {**news, "cap": exempt}}))
     with pytest.raises(BoomError, match="cap"):
         parse_recipe({**base, "evaluate": {"cap": {"default": 3}}})
     with pytest.raises(BoomError, match="no task 'FEVERR'"):
