@@ -110,11 +110,13 @@ class Worker:
 
     def _encoder(self, model: int) -> Encoder:
         from boom_ray.encoder import Encoder
+        from boom_ray.evaluate.packing import pack
 
         if self._held is None or self._held[0] != model:
             self._held = None  # before the next one is loaded
             encoder = Encoder.load(self._work.models[model].directory)
             self._tokens.serve(encoder)
+            pack(encoder.backbone)
             self._held = model, encoder
         return self._held[1]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from boom_ray.encoder import Encoder
+from boom_ray.evaluate.packing import pack
 from boom_ray.evaluate.vectors import MtebEncoder, TokenCache, Vectors
 
 Models = Callable[[int], Path]
@@ -79,6 +80,19 @@ def test_the_next_model_finds_the_tokens(make_model: Models) -> None:
     assert set(made.values()) == {3}
     first.tokenize(TEXTS)
     assert set(made.values()) == {4}
+
+
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_packed_layers_give_the_same_vectors(make_model: Models, tmp_path: Path, act: str) -> None:
+    encoder = Encoder.load(make_model(0), device="cpu")
+    encoder.backbone.config.hidden_act = act
+    encoder.save(tmp_path)
+    plain, packed = Encoder.load(tmp_path, device="cpu"), Encoder.load(tmp_path, device="cpu")
+    pack(packed.backbone)
+    kinds = Counter(type(module).__name__ for module in packed.backbone.modules())
+    assert kinds["Linear"] == 0
+    assert kinds["PackedLinear"] == 2 * 6 + 1  # two layers, and the pooler
+    np.testing.assert_allclose(packed.encode(TEXTS), plain.encode(TEXTS), atol=1e-6)
 
 
 def test_the_adapter_is_an_encoder_for_mteb(make_model: Models) -> None:
