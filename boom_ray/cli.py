@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_plan
+from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
-
-if TYPE_CHECKING:
-    from boom_ray.evaluate.table import ScoreTable
 
 app = typer.Typer(
     name="boom-ray",
@@ -33,6 +30,10 @@ app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
 
 app.command()(cli_plan.plan)
+app.command()(cli_evaluate.evaluate)
+app.command()(cli_evaluate.compare)
+app.command()(cli_drift.drift)
+app.command()(cli_drift.contamination)
 
 
 @app.command()
@@ -46,7 +47,7 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
       boom-ray run jobs/recipes/multitask.yaml --set base.model=./my-base --set train.max_steps=200
     """
     from boom_ray.pipeline import run as carry_out
-    from boom_ray.report.tables import format_tables
+    from boom_ray.report.text import format_tables
 
     result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, replan=replan, echo=_echo)
     typer.echo("")
@@ -128,51 +129,6 @@ def merge(
 
 
 @app.command()
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A sentence-transformers or Hugging Face directory.")],
-    sets: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--sets", help="Folder of evaluation sets (docs/evaluation.md). Repeatable. Default: the run's sets."
-        ),
-    ] = None,
-    overrides: Overrides = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--run-dir", help="Run whose sets, cap and training datasets are used. Default: the run MODEL is in."
-        ),
-    ] = None,
-    cap: Annotated[int | None, typer.Option(help="Texts per set at most, the same for all models.")] = None,
-    results: Annotated[Path, typer.Option(help="mteb result cache; finished sets are not run again.")] = Path(
-        "results"
-    ),
-    trained: Annotated[
-        list[str] | None,
-        typer.Option("--trained", help="Name of a training dataset, to tell in-domain sets. Repeatable."),
-    ] = None,
-) -> None:
-    """Score a model on evaluation sets with mteb, in-domain and out-of-domain.
-
-    Examples:
-
-      boom-ray evaluate runs/quickstart/published/NAME
-
-      boom-ray evaluate my-model/ --sets my_sets/ --cap 500 --trained my_dataset
-    """
-    from boom_ray.evaluate.score import evaluate as score
-    from boom_ray.evaluate.table import table
-    from boom_ray.runs import find_evaluation
-
-    found = find_evaluation(model, sets or (), run_dir, overrides or ())
-    names = tuple(trained) if trained else found.trained
-    entries = found.sets(names or None)
-    scores = score(model, entries, results=results, cap=cap or found.cap, trained=names)
-    for line in score_lines(table({str(model): scores}, entries)):
-        typer.echo(line)
-
-
-@app.command()
 def report(
     run: Annotated[Path | None, typer.Argument(help="Run directory.")] = None,
     overrides: Overrides = None,
@@ -186,7 +142,7 @@ def report(
 
       boom-ray report runs/quickstart --set bags.ratios='[0.5, 1.0]'   # an earlier variant kept in the same directory
     """
-    from boom_ray.report.tables import format_tables
+    from boom_ray.report.text import format_tables
     from boom_ray.runs import report as write_report
 
     directory = run or run_dir
@@ -202,20 +158,6 @@ def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     columns = ("rows", "mined", "unchanged", "negatives", "equal", "label", "margin")
     head = f"{'dataset':32} " + " ".join(f"{name:>10}" for name in columns)
     return [head, *(f"{name:32} " + " ".join(f"{count[c]:>10,}" for c in columns) for name, count in counts.items())]
-
-
-def score_lines(scores: ScoreTable) -> list[str]:
-    """One line per set of the first model's scores, in points, and the mean of each domain that has sets."""
-    cells: list[tuple[str, str, str, str, float | None]]
-    cells = [(s.domain, s.name, s.task_type, s.metric, values[0]) for s, values in scores.rows]
-    cells += [
-        ("in_domain", "mean", "", "", scores.in_domain[0]),
-        ("out_of_domain", "mean", "", "", scores.out_of_domain[0]),
-    ]
-    shown = [(domain.replace("_", "-"), *rest, 100 * score) for domain, *rest, score in cells if score is not None]
-    return [
-        f"{domain:14} {name:32} {kind:15} {metric:16} {points:6.2f}" for domain, name, kind, metric, points in shown
-    ]
 
 
 def _echo(line: str) -> None:

@@ -102,6 +102,24 @@ def train(
         show(bench_train(TrainBench(str(data), model, large=large, **given), say), table, json_file)
 
 
+@app.command("evaluate")
+def evaluate(
+    sets: Annotated[Path, typer.Option(help="Folder of evaluation sets, such as data/eval/in_domain.")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to score.")] = MINILM,
+    turns: Annotated[int, typer.Option(help="Turns of every variant; figures are medians over them.")] = 1,
+    cap: Annotated[int | None, typer.Option(help="Texts of an evaluation set at most; default: whole sets.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Ray actors of ours; 0: none; default: what is sooner.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Scoring a model, and a second one, beside mteb.evaluate with sentence-transformers called directly.
+
+    Example:  boom-ray bench evaluate --sets data/eval/in_domain --json evaluate.json
+    """
+    from boom_ray.bench.evaluate import EvaluateBench, bench_evaluate, table
+
+    show(bench_evaluate(EvaluateBench(str(sets), model, turns, cap, actors), say), table, json_file)
+
+
 @app.command("learn")
 def learn(
     data: Annotated[Path, typer.Option(help="Directory with train and eval/in_domain.")],

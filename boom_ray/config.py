@@ -6,7 +6,7 @@ cluster. Unknown keys are refused with the nearest valid one. Files are read in 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -16,6 +16,7 @@ from boom_ray.config_errors import explain
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
+Cap = Annotated[int, Field(ge=10)]
 ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential", "two_stage", "example_shuffle"]
 
 
@@ -239,9 +240,12 @@ class Search(Frozen):
 
 
 class Evaluate(Frozen):
-    sets: tuple[str, ...] = Field((), description="folders of evaluation sets (see docs/data.md)")
-    cap: int | None = Field(
-        None, ge=10, description="texts per set at most, the same for all models; default: whole sets"
+    sets: tuple[str, ...] = Field((), description="folders of evaluation sets (see docs/evaluation.md)")
+    benchmarks: tuple[str, ...] = Field((), description="benchmarks of mteb by name, such as MTEB(eng, v2)")
+    tasks: tuple[str, ...] = Field((), description="single tasks of mteb by name")
+    prompts: dict[str, str] = Field({}, description="in the place of the model's own, by task, task type or side")
+    cap: Cap | dict[str, Cap | None] | None = Field(
+        None, description="texts per set at most, the same for all models, or {set, type or default: cap}; default: all"
     )
     chunk_tokens: int = Field(16384, ge=64, description="as train.chunk_tokens")
     members: bool = Field(True, description="score every member, not only base and merges")

@@ -10,7 +10,7 @@ and encoded in chunks of at most ``chunk_tokens`` padded tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from boom_ray.config import BoomError, Pooling
 from boom_ray.model_files import first_line, load_tokenizer, read_json, read_modules, write_modules
 
+Tokens = list[np.ndarray]
 _CPU_CHUNK_TOKENS = 2048
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
@@ -100,6 +101,7 @@ class Encoder:
         self.pooling = pooling
         self.max_tokens = max_tokens
         self.prompts: dict[str, str] = {}
+        self.remember: Callable[[Sequence[str], Callable[[Sequence[str]], Tokens]], Tokens] | None = None
 
     @classmethod
     def load(cls, directory: str | Path, device: str | None = None) -> Encoder:
@@ -124,17 +126,24 @@ class Encoder:
     def pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id)
 
-    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (int32) of every text, special tokens included, cut at ``max_tokens``."""
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token ids (int32) of every text, special tokens included, cut at ``max_tokens``; ``remember``, where it is
+        set, is asked first and given the means to make them."""
+        return self.remember(texts, self._tokenize) if self.remember else self._tokenize(texts)
+
+    def _tokenize(self, texts: Sequence[str]) -> Tokens:
         if not texts:
             return []
         batch = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens, add_special_tokens=True)
         return [np.asarray(ids, dtype=np.int32) for ids in batch["input_ids"]]
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, prompt: str = "", chunk_tokens: int = 16384) -> np.ndarray:
         """Unit vectors of ``texts``, float32 [N, D], rows in input order."""
-        sequences = self.tokenize([prompt + text for text in texts])
+        return self.encode_tokens(self.tokenize([prompt + text for text in texts]), chunk_tokens)
+
+    @torch.inference_mode()
+    def encode_tokens(self, sequences: Sequence[np.ndarray], chunk_tokens: int = 16384) -> np.ndarray:
+        """Unit vectors, float32 [N, D], of what :meth:`tokenize` returned."""
         if not sequences:
             return np.zeros((0, self.backbone.config.hidden_size), dtype=np.float32)
         return embed(self.backbone, sequences, self.pooling, self.pad_id, chunk_tokens).cpu().numpy()

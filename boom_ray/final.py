@@ -1,7 +1,7 @@
-"""The final actor: it merges, scores, compares and publishes.
+"""The final actor: it merges and publishes; between the two, :mod:`boom_ray.scoring` scores all models.
 
-One actor on one node does the end of a run, next to the storage: each merge streams shard by shard through constant
-memory, each model is scored by mteb, and the chosen merge is published by rename with card, manifest and ``_SUCCESS``.
+One actor on one node, next to the storage: each merge streams shard by shard through constant memory, and the chosen
+one is published by rename with card, manifest and ``_SUCCESS``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from boom_ray.config import Recipe
-from boom_ray.data.batches import DrawSettings
-from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.ledger import Key, Ledger
+from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys
 from boom_ray.report.card import write_card
-from boom_ray.search.objective import dev_batches, dev_losses
-from boom_ray.train.rows import read_draw
 
 
 @dataclass(frozen=True)
@@ -72,42 +67,6 @@ class Final:
             (stage.path / "mergekit_config.yml").write_text(yaml.safe_dump(recipe, sort_keys=False))
             stage.meta.update(weights=list(weights), scale=scale, method=settings.method, tensors_by_node=nodes)
         forget(plan)
-
-    def score(self, name: str, model: Key, key: Key) -> None:
-        """Score one model on all sets with mteb, and on both dev halves."""
-        recipe = self._task.recipe
-        directory = self._ledger.path(model)
-        with self._ledger.stage(key, inputs={"model": model.identity}) as stage:
-            scores = {}
-            if self._task.sets:
-                scores = evaluate(
-                    directory,
-                    self._task.sets,
-                    results=stage.path / "mteb",
-                    cap=recipe.evaluate.cap,
-                    chunk_tokens=recipe.evaluate.chunk_tokens,
-                    name=f"{recipe.name}/{name}",
-                    revision=model.identity,
-                    trained=self._task.trained,
-                )
-            kept = ("name", "task_type", "domain", "metric", "language")
-            stage.meta["sets"] = [{field: getattr(entry, field) for field in kept} for entry in self._task.sets]
-            stage.meta.update(scores=scores, dev=self._dev(directory))
-
-    def _dev(self, directory: Path) -> dict[str, dict[str, float]]:
-        """Losses by dataset on both dev halves."""
-        from boom_ray.encoder import Encoder
-
-        recipe, keys = self._task.recipe, self._task.keys
-        drawn = read_draw(self._ledger, keys)
-        settings = DrawSettings(recipe.seed, recipe.train.hard_negatives)
-        encoder, losses = Encoder.load(directory), {}
-        for half in ("a", "b"):
-            batches = dev_batches(self._ledger.path(keys.tokens), drawn, half, recipe.search.max_rows, settings)
-            losses[half] = dev_losses(
-                encoder.backbone, batches, encoder.pooling, encoder.pad_id, recipe.train.temperature
-            )
-        return losses
 
     def publish(self, summary: dict[str, Any]) -> str:
         """Copy the chosen merge, write its card, and commit it as the published directory."""

@@ -30,11 +30,13 @@ from boom_ray.recipe import load_recipe
 from boom_ray.records import drop_checkpoints, forget, record_failure
 from boom_ray.report.layout import duration
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, resolve_run_dir, run_evaluation, run_keys, with_found_miners
+from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_evaluation, run_keys, with_found_miners
 
 if TYPE_CHECKING:
     from boom_ray.failures import Failure
+    from boom_ray.final import FinalTask
     from boom_ray.merging import GramTask
+    from boom_ray.stages import FinalHandle
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def run(
     if todo:
         from boom_ray.session import hardware, ray_session
 
+        require_data(recipe)
         echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
         ledger.write_text("recipe.yaml", recipe.to_yaml())
         ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
@@ -224,27 +227,49 @@ def _search(run: Run) -> None:
 
 
 def _final(run: Run) -> None:
-    """Drive the final actor: merges, scores, publish."""
+    """Merge, score all models, publish."""
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
     from boom_ray.final import FinalTask
-    from boom_ray.session import hardware, largest_node
-    from boom_ray.stages import FinalHandle
+    from boom_ray.session import largest_node
 
     found = run_evaluation(recipe, run.ledger, keys)
     sets = found.sets(found.trained)
     task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), found.trained, largest_node())
-    final = FinalHandle(task, gpus=min(1, hardware()["gpus"]))
-    for name in MERGES:
-        if due(run, keys.merges[name], f"final: merging with {name} weights"):
-            final.merge(name, *merge_weights(recipe, run.ledger, keys, name))
-    for name, key in keys.scores.items():
-        if due(run, key, f"final: scoring {name} on {len(sets)} sets"):
-            final.score(name, keys.models[name], key)
+    _merge(run, task)
+    due_scores = {name: key for name, key in keys.scores.items() if not run.has(key)}
+    if due_scores:
+        from boom_ray.scoring import score_models
+
+        models = f"{len(due_scores)} models" if len(due_scores) > 1 else next(iter(due_scores))
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(sets)} sets")
+        score_models(task, due_scores, run.echo)
+    if sets:
+        from boom_ray.stages import mark_sets
+
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: looking for test texts of the sets in the corpus")
+        mark_sets(task)
     run.echo(f"[{time.strftime('%H:%M:%S')}] final: publishing merge-{recipe.merge.weights}")
     summary, _ = write_summary(run.ledger, keys, recipe)
-    final.publish(summary)
+    _final_actor(task).publish(summary)
+
+
+def _merge(run: Run, task: FinalTask) -> None:
+    """The merges of the table; their actor is gone, with its cores, when they are there."""
+    todo = [name for name in MERGES if not run.has(run.keys.merges[name])]
+    final = _final_actor(task) if todo else None
+    for name in todo:
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: merging with {name} weights")
+        assert final is not None
+        final.merge(name, *merge_weights(run.recipe, run.ledger, run.keys, name))
+
+
+def _final_actor(task: FinalTask) -> FinalHandle:
+    from boom_ray.session import hardware
+    from boom_ray.stages import FinalHandle
+
+    return FinalHandle(task, gpus=min(1, hardware()["gpus"]))
 
 
 def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:

@@ -27,6 +27,7 @@ class World:
     """Digests of what a recipe points at: sources, base checkpoint, evaluation sets, models that mine.
 
     ``datasets``: (name, task type) of the corpus, where the number of members follows from them, else empty.
+    ``tasks``: of mteb's registry; unlike the sets, no part of the corpus, which drops the texts of local sets only.
     """
 
     sources: tuple[Any, ...]
@@ -34,6 +35,7 @@ class World:
     sets: tuple[Any, ...]
     datasets: tuple[tuple[str, str], ...] = ()
     miners: tuple[str, ...] = ()
+    tasks: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Key
     models = {"base": base, **(landing | averages if recipe.evaluate.members else {})}
     models |= {f"merge-{name}": merge for name, merge in merges.items()}
     score_settings = [recipe.evaluate.cap, world.sets, mined.identity, dev_settings]
+    score_settings += [[recipe.evaluate.prompts, world.tasks]] if recipe.evaluate.prompts or world.tasks else []
     scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
     chosen = merges[recipe.merge.weights]
     published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])

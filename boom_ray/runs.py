@@ -6,8 +6,8 @@ import glob
 import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from boom_ray.config_corpus import FilesSource
 from boom_ray.costs import estimate
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet
+from boom_ray.evaluate.settings import Cap, asked, general
+from boom_ray.evaluate.training import trained_on
 from boom_ray.ledger import Ledger, file_sha256, identity
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
@@ -72,40 +74,83 @@ def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) ->
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is to be scored on: folders of sets, the cap, and the datasets that it was trained on, if known."""
+    """What a model is to be scored on, and the datasets that it was trained on, if known."""
 
-    folders: tuple[Path, ...]
-    cap: int | None
-    trained: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
+    cap: Cap = None
+    trained: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = True  # a folder called in_domain/ that the training datasets contradict is an error
+
+    @property
+    def named(self) -> bool:
+        """There is something to score a model on."""
+        return bool(self.folders or self.benchmarks or self.tasks)
 
     def sets(self, trained: Sequence[str] | None) -> list[EvalSet]:
-        return eval_sets.find_sets(self.folders, trained)
+        """Local sets and mteb's tasks side by side, with cap and prompts.
+
+        Raises:
+            BoomError: a set or name that is not there, one name for two sets, a cap or prompt for none of them.
+        """
+        found = eval_sets.find_sets(self.folders, trained, strict=self.strict) if self.folders else []
+        if self.benchmarks or self.tasks:
+            from boom_ray.evaluate.benchmarks import find_tasks
+
+            of_mteb = find_tasks(self.benchmarks, self.tasks, trained)
+            if both := {entry.name for entry in found} & {entry.result_name for entry in of_mteb}:
+                raise BoomError(
+                    f"a local evaluation set and a task of mteb are both called '{min(both)}'. Rename the set."
+                )
+            found += of_mteb
+        return asked(found, self.cap, self.prompts)
 
 
-def find_evaluation(model: Path, folders: Sequence[Path], run_dir: Path | None, overrides: Sequence[str]) -> Evaluation:
-    """The sets for a model: the folders given, else those of ``run_dir``, else those of the run that the model is in.
+def find_evaluation(
+    model: Path,
+    folders: Sequence[Path],
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    given: Evaluation | None = None,
+) -> Evaluation:
+    """What a model is scored on: what is given, else what ``run_dir`` is, else what the run is that the model is in.
+
+    Args:
+        folders: folders of sets.
+        given: benchmarks, tasks, cap, prompts and training datasets on top of them; each comes before the run's.
 
     Raises:
-        BoomError: no folders, and no run to take them from.
+        BoomError: nothing is given, and there is no run to take it from.
     """
+    told = replace(given or Evaluation(), folders=tuple(folders))
     parent = model.resolve().parent.parent
     root = run_dir or (parent if (parent / "world.json").is_file() else None)
     if root is None:
-        if not folders:
-            raise BoomError(f"what is {model} to be scored on? Give --sets FOLDER, or --run-dir of a run.")
+        if not told.named:
+            raise BoomError(
+                f"what is {model} to be scored on? Give --sets FOLDER, --benchmark or --task, or --run-dir of a run."
+            )
         if overrides:
             raise BoomError("--set changes a run's recipe: give --run-dir too, or use --cap and --trained.")
-        return Evaluation(tuple(folders), None, ())
+        return told if told.trained else replace(told, trained=trained_on(model), strict=False)
     found = run_evaluation(*_known_run(root, overrides))
-    return replace(found, folders=tuple(folders)) if folders else found
+    cap, prompts = general(found.cap, found.prompts) if told.named else (found.cap, found.prompts)
+    if not told.named:
+        told = replace(told, folders=found.folders, benchmarks=found.benchmarks, tasks=found.tasks)
+    cap = cap if told.cap is None else told.cap
+    return replace(told, cap=cap, prompts=told.prompts or prompts, trained=told.trained or found.trained)
 
 
 def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:
-    """A run's folders of sets, those that its corpus brought among them; its cap; the datasets that it trains on."""
-    brought = ledger.path(keys.corpus) / "eval"
-    folders = [Path(f) for f in recipe.evaluate.sets] + ([brought] if brought.is_dir() else [])
+    """What a run's models are scored on, the sets that its corpus brought among it, and the datasets it trains on."""
+    brought, asked_for = ledger.path(keys.corpus) / "eval", recipe.evaluate
+    folders = [Path(f) for f in asked_for.sets] + ([brought] if brought.is_dir() else [])
     entries = ledger.read_json(keys.corpus, "datasets.json") if ledger.has(keys.corpus) else []
-    return Evaluation(tuple(folders), recipe.evaluate.cap, tuple(d["name"] for d in entries if d["rows"]))
+    trained = tuple(d["name"] for d in entries if d["rows"])
+    named = (asked_for.benchmarks, asked_for.tasks, asked_for.prompts)
+    return Evaluation(tuple(folders), asked_for.cap, trained, *named)
 
 
 def open_run(where: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Ledger, Keys]:
@@ -127,6 +172,7 @@ def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Ke
     raw = json.loads((root / "world.json").read_text())
     datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
     world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets, tuple(raw.get("miners", ())))
+    world = replace(world, tasks=tuple(raw.get("tasks", ())))
     ledger = Ledger(root)
     return recipe, ledger, run_keys(recipe, world, ledger)
 
@@ -172,7 +218,27 @@ def look(recipe: Recipe) -> World:
             seen.append(python_environment.fingerprint(source))
     sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
     digests = tuple([s.name, s.digest] for s in sets)
-    return World(tuple(seen), _base_digest(recipe), digests, _datasets(recipe), _miners(recipe))
+    return World(tuple(seen), _base_digest(recipe), digests, _datasets(recipe), _miners(recipe), _tasks(recipe))
+
+
+def require_data(recipe: Recipe) -> None:
+    """Check the caps of the recipe's mteb tasks, and offline that their data are here: before anything is trained."""
+    if recipe.evaluate.benchmarks or recipe.evaluate.tasks:
+        from boom_ray.evaluate import benchmarks, downloads
+
+        found = benchmarks.find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks)
+        names = {name for entry in found for name in (entry.name, entry.result_name)}
+        downloads.require_data(asked(found, general(recipe.evaluate.cap, {}, names)[0]))
+
+
+def _tasks(recipe: Recipe) -> tuple[Any, ...]:
+    """Which texts the recipe's benchmarks and tasks of mteb hold; where there are none, mteb is not imported."""
+    if not (recipe.evaluate.benchmarks or recipe.evaluate.tasks):
+        return ()
+    from boom_ray.evaluate.benchmarks import find_tasks
+
+    found = find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks)
+    return tuple([entry.name, entry.digest, entry.parts] for entry in found)
 
 
 def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import ray
 
 from boom_ray.config import Base
 from boom_ray.data.schedule import Batch
+from boom_ray.evaluate.queue import anywhere
 from boom_ray.final import Final, FinalTask
-from boom_ray.ledger import Key
+from boom_ray.ledger import Ledger
 from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
@@ -47,17 +49,28 @@ def _warm(task: MemberTask, batches: list[Batch]) -> None:
     train_plain(task, batches)
 
 
+def mark_sets(task: FinalTask) -> None:
+    """Look in the corpus for the test texts of the sets, for the report; done before, it is not done again."""
+    get(_mark_sets.remote(replace(task, sets=tuple(anywhere(task.sets)))))
+
+
+@ray.remote(num_cpus=1, max_retries=0)
+def _mark_sets(task: FinalTask) -> None:
+    from boom_ray.overlaps import mark_run
+    from boom_ray.report.summary import run_samples
+
+    ledger = Ledger(task.root)
+    mark_run(task.recipe, ledger, task.keys, task.sets, run_samples(ledger, task.keys))
+
+
 class FinalHandle:
-    """The final actor, with all cores of a node (and a GPU where there is one)."""
+    """The final actor, with all cores of a node (and a GPU where there is one) until nobody holds this handle."""
 
     def __init__(self, task: FinalTask, gpus: int) -> None:
         self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
 
     def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
         get(self._actor.merge.remote(name, list(weights), scale))
-
-    def score(self, name: str, model: Key, key: Key) -> None:
-        get(self._actor.score.remote(name, model, key))
 
     def publish(self, summary: dict[str, Any]) -> None:
         get(self._actor.publish.remote(summary))

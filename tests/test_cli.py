@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parent.parent
-COMMANDS = ("plan", "run", "merge", "evaluate", "report")
+COMMANDS = ("plan", "run", "merge", "evaluate", "compare", "report")
 HEAVY = {"torch", "ray", "transformers", "mteb", "deepspeed", "numba", "matplotlib", "sklearn", "sentence_transformers"}
 Call = Callable[..., tuple[int, str, str]]
 
@@ -137,7 +137,7 @@ def test_a_relative_run_directory_in_a_job_is_refused(call, recipe, monkeypatch)
 
 
 def test_wrong_arguments_end_in_usage_and_code_2(call):
-    for arguments in (("plan",), ("none-such",), ("plan", "a", "b"), ("merge", "x"), ("evaluate",)):
+    for arguments in (("plan",), ("none-such",), ("plan", "a", "b"), ("merge", "x"), ("evaluate",), ("compare",)):
         code, _, err = call(*arguments)
         assert code == 2
         assert "Usage" in err

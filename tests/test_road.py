@@ -92,6 +92,13 @@ def test_tables_report_and_members_at_the_same_moment(finished: tuple[Path, str]
         assert set(model["scores"]) == set(domains)
         assert all(0 <= s <= 1 for s in model["scores"].values())
     assert len(summary["search"]["trials"]) == 16
+    for name in names - {"base"}:
+        assert set(summary["intervals"]["means"]["base"][name]) == {"in_domain", "out_of_domain", "tasks", "types"}
+        assert set(summary["intervals"]["sets"]["members"][name]) == set(domains)
+    assert set(summary["intervals"]["means"]["chosen"]) == names - {"merge-searched"}
+    marks = summary["contamination"]
+    assert {name: (m["exact"], m["touched"]) for name, m in marks.items()} == dict.fromkeys(domains, (0, 0))
+    assert {name: m["units"] for name, m in marks.items()} == {"finding": 12, "grading": 30, "elsewhere": 48}
     for name in names:
         assert name in output
     first, second = sorted(summary["members"], key=lambda m: m["started"])
@@ -167,6 +174,19 @@ def test_evaluate_command_gives_the_table_of_the_run(finished: tuple[Path, str],
     assert done.returncode == 0, done.stderr
     for name, score in expected.items():
         assert re.search(rf"{name} .*{100 * score:.2f}", done.stdout), (name, score, done.stdout)
+
+
+@pytest.mark.slow
+def test_compare_command_reads_the_scores_of_a_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    root, output = finished
+    done = boom("compare", f"{root}:base", published_dir(output), "--json", tmp_path / "compare.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "compare.json").read_text())
+    summary = json.loads((root / "report" / "summary.json").read_text())
+    rows = {row["label"]: row["differences"][0] for row in found["rows"]}
+    for label, mean in (("in-domain", "in_domain"), ("out-of-domain", "out_of_domain"), ("mean over tasks", "tasks")):
+        ends = [rows[label][end] for end in ("difference", "low", "high")]
+        assert ends == pytest.approx(summary["intervals"]["means"]["base"]["merge-searched"][mean], abs=1e-6), label
 
 
 @pytest.mark.slow

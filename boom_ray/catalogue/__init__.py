@@ -7,7 +7,7 @@ entries; what else the item holds replaces their keys.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -45,6 +45,15 @@ def names(group: str) -> tuple[str, ...]:
     return tuple(name for file in GROUPS[group] for name in _file(file))
 
 
+def mteb_tasks(datasets: Collection[str]) -> set[str]:
+    """mteb's names of the tasks that these datasets train for, of those that the catalogue knows.
+
+    A language at the end of a name is not looked at where the whole set is known: ``miracl_ja`` is ``miracl``.
+    """
+    known = _mteb()
+    return {task for name in datasets for task in known.get(name, known.get(name.rpartition("_")[0], ()))}
+
+
 def _names(asked: Sequence[Any]) -> list[str]:
     """Groups taken apart; each dataset once."""
     found: dict[str, None] = {}
@@ -59,6 +68,12 @@ def _names(asked: Sequence[Any]) -> list[str]:
             hint = f"did you mean '{near[0]}'?" if near else f"groups are {', '.join(GROUPS)}; see docs/data.md."
             raise BoomError(f"corpus.datasets: the catalogue has no '{name}': {hint}")
     return list(found)
+
+
+@cache
+def _mteb() -> dict[str, list[str]]:
+    raw: dict[str, list[str]] = yaml.safe_load((resources.files(__name__) / "mteb.yaml").read_text("utf-8"))
+    return raw
 
 
 @cache

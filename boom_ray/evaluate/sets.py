@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import TASK_TYPES, TaskType
+from boom_ray.config_corpus import TASK_TYPES
 from boom_ray.evaluate.rows import data_file, read_labelled, read_pairs, read_retrieval
 
 Domain = Literal["in_domain", "out_of_domain"]
@@ -42,23 +42,60 @@ _ALIASES = {"map": "map_at_1000", "mrr": "mrr_at_1000", "ndcg": "ndcg_at_1000"}
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One evaluation set. ``metric`` is mteb's name of the main score; ``digest`` is a sha256 over the set's files."""
+    """One evaluation set: a folder, or a task of mteb's registry.
+
+    ``name`` is unique among the sets scored together. ``task_type`` is ours, or mteb's in snake case
+    (``pair_classification``). ``metric`` is mteb's name of the main score. ``digest`` names the set's content: a sha256
+    over its files, or mteb's revision of the dataset. ``path`` is None for a task of the registry, which has in
+    ``task`` mteb's name of it, and ``benchmark`` the benchmark that asked for it with these ``splits`` and ``subsets``.
+    ``cap`` and ``prompts`` are what a user asked for on top: see :func:`boom_ray.evaluate.settings.asked`.
+    """
 
     name: str
-    path: Path
-    task_type: TaskType
+    path: Path | None
+    task_type: str
     domain: Domain
     metric: str
     language: str
     digest: str
+    benchmark: str = ""
+    task: str = ""
+    splits: tuple[str, ...] = ("test",)
+    subsets: tuple[str, ...] = ("default",)
+    cap: int | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where a local set lies. Raises ValueError for a task of the registry."""
+        if self.path is None:
+            raise ValueError(f"'{self.name}' is a task of mteb's registry, not a folder")
+        return self.path
+
+    @property
+    def result_name(self) -> str:
+        """mteb's name of the task, which its result file has."""
+        return self.task or self.name
+
+    @property
+    def text_revision(self) -> str:
+        """Names the texts that a score was taken on: the set's content and the cap; mteb's ``dataset_revision``."""
+        content = self.digest if self.task else self.digest[:16]
+        return content if self.cap is None else f"{content}-cap{self.cap}"
+
+    @property
+    def parts(self) -> list[str]:
+        """``SPLIT/SUBSET`` of everything that is scored, in the order that mteb takes; the score is their mean."""
+        return [f"{split}/{subset}" for split in self.splits for subset in self.subsets]
 
 
-def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None) -> list[EvalSet]:
+def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None, *, strict: bool = True) -> list[EvalSet]:
     """All evaluation sets in ``folders``, in the order of the folders, then by name.
 
     Args:
         folders: sets, folders of sets, or folders with ``in_domain`` and ``out_of_domain`` in them.
         trained: names of the datasets trained on; None when they are not known, so that the folder's name decides.
+        strict: a folder whose name says something else than the training datasets is an error; else they decide.
 
     Raises:
         BoomError: a folder or file is missing, a meta.json is wrong, two sets share a name, or a set lies in a folder
@@ -73,7 +110,7 @@ def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None) ->
             raise BoomError(f"{folder} holds no evaluation set: no folder in it has a {META} (see docs/evaluation.md).")
         for path in paths:
             if path.resolve() not in found:
-                found[path.resolve()] = _load(path, folder, trained)
+                found[path.resolve()] = _load(path, folder, trained, strict)
     by_name: dict[str, EvalSet] = {}
     for entry in found.values():
         if (other := by_name.setdefault(entry.name, entry)) is not entry:
@@ -93,18 +130,18 @@ def texts(sets: Sequence[EvalSet]) -> Iterator[str]:
     """
     for entry in sets:
         if entry.task_type in ("retrieval", "reranking"):
-            data = read_retrieval(entry.path, reranking=entry.task_type == "reranking")
+            data = read_retrieval(entry.folder, reranking=entry.task_type == "reranking")
             yield from data.queries.values()
             for document in data.documents.values():
                 yield document.joined
                 if document.title and document.text.strip():
                     yield document.text
         elif entry.task_type == "sts":
-            pairs = read_pairs(entry.path)
+            pairs = read_pairs(entry.folder)
             yield from pairs.first
             yield from pairs.second
         else:
-            yield from read_labelled(entry.path, "test").texts
+            yield from read_labelled(entry.folder, "test").texts
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -151,7 +188,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(child, depth - 1)
 
 
-def _load(path: Path, given: Path, trained: Collection[str] | None) -> EvalSet:
+def _load(path: Path, given: Path, trained: Collection[str] | None, strict: bool) -> EvalSet:
     meta = read_meta(path)
     files = [data_file(path, stem) or path / f"{stem}.jsonl.gz" for stem in _FILES[meta["task_type"]]]
     if meta["task_type"] in ("retrieval", "reranking"):
@@ -162,14 +199,14 @@ def _load(path: Path, given: Path, trained: Collection[str] | None) -> EvalSet:
         name=meta["name"],
         path=path,
         task_type=meta["task_type"],
-        domain=_domain(path, given, meta, trained),
+        domain=_domain(path, given, meta, trained, strict),
         metric=meta["main_metric"],
         language=meta["lang"],
         digest=_digest([path / META, *files]),
     )
 
 
-def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[str] | None) -> Domain:
+def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[str] | None, strict: bool) -> Domain:
     above = [path.resolve().parent]
     above += [p for p in above[0].parents if p.is_relative_to(given.resolve())]
     folder: Domain | None = next((d for p in above for d in get_args(Domain) if p.name == d), None)
@@ -178,7 +215,7 @@ def _domain(path: Path, given: Path, meta: dict[str, Any], trained: Collection[s
     names = [meta["name"], *meta["trained_by"]]
     hits = [name for name in names if name in trained]
     derived: Domain = "in_domain" if hits else "out_of_domain"
-    if folder is not None and folder != derived:
+    if strict and folder is not None and folder != derived:
         reason = f"'{hits[0]}' is a trained dataset" if hits else f"none of {names} is a trained dataset"
         raise BoomError(
             f"evaluation set '{meta['name']}' lies in a folder called {folder}/ ({path}), but is {derived}: {reason}. "

@@ -1,82 +1,30 @@
-"""Intervals on score differences: the paired bootstrap, on the units that mteb's metrics average or correlate.
+"""Intervals on score differences: the paired bootstrap, within tasks, over tasks, and over training seeds.
 
-Two models are scored on the same queries, texts or pairs, so their scores move together; resampling those units for
-both at once (Efron & Tibshirani 1993, ch. 8; Berg-Kirkpatrick et al. 2012 for language tasks) measures the difference
-alone. A resample is a vector of counts per unit, so every metric here is a function of counts, over many resamples
-at once.
-
-Intervals are Student's t times the bootstrap standard error (Hesterberg 2015, The American Statistician 69:371), not
-percentiles: two good models differ on few queries and by few values, where percentiles fall on a coarse grid and cover
-the truth too rarely (50 queries, right or wrong, 1,000 simulations: percentiles covered it in 74 of 100, these in 92).
+Two models are scored on the same queries, texts or pairs, so their scores move together; drawing those units again
+for both at once (Efron & Tibshirani 1993, ch. 8; Berg-Kirkpatrick et al. 2012 for language tasks) measures the
+difference alone. An interval is Student's t times the bootstrap standard error (Hesterberg 2015, The American
+Statistician 69:371), not percentiles: two good models differ on few queries and by few values, where percentiles fall
+on a coarse grid and cover the truth too rarely. For a mean the bootstrap standard error is known, s / sqrt(n), and
+nothing is drawn.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from boom_ray.config import BoomError
+from boom_ray.evaluate.samples import Samples, read_samples
+from boom_ray.evaluate.units import Bootstrap, Units, joined
 
-_BLOCK = 1 << 21  # counts held at once: resamples x units
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What one model's score on one set was made from.
-
-    ``kind`` and the arrays it needs, for N units:
-
-    - ``mean``: ``values`` [N], the score of each query or text; the score is their mean.
-    - ``pearson`` / ``spearman``: ``values`` [N] predicted and ``gold`` [N] true similarities.
-    - ``v_measure``: ``gold`` [N] class numbers, ``values`` [E, N] the cluster of each text in each of E k-means runs,
-      ``draws`` [E, N] how often the run drew it; the score is the mean over runs, which are not run again.
-
-    ``texts`` names the data: two models can be compared when it is equal.
-    """
-
-    kind: str
-    texts: str
-    values: np.ndarray
-    gold: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    draws: np.ndarray = field(default_factory=lambda: np.zeros(0))
-
-    @property
-    def units(self) -> int:
-        return self.values.shape[-1]
-
-    def score(self) -> float:
-        """The score on all units, as mteb reports it."""
-        return float(self.resampled(np.ones((1, self.units)))[0])
-
-    def resampled(self, counts: np.ndarray) -> np.ndarray:
-        """Scores [R] when unit n occurs ``counts[r, n]`` times."""
-        if self.kind == "mean":
-            return counts @ self.values / counts.sum(axis=1)
-        if self.kind == "pearson":
-            return _pearson(counts, _same(self.values, counts), _same(self.gold, counts))
-        if self.kind == "spearman":
-            return _pearson(counts, _ranks(self.values, counts), _ranks(self.gold, counts))
-        runs = zip(self.values.astype(np.int64), self.draws, strict=True)
-        return np.mean([_v_measure(counts * drawn, self.gold.astype(np.int64), found) for found, drawn in runs], axis=0)
-
-    def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}")
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(
-                stream, kind=self.kind, texts=self.texts, values=self.values, gold=self.gold, draws=self.draws
-            )
-        temporary.replace(file)
-
-    @classmethod
-    def load(cls, file: Path) -> Samples:
-        with np.load(file, allow_pickle=False) as found:
-            arrays = {name: found[name] for name in ("values", "gold", "draws")}
-            return cls(str(found["kind"]), str(found["texts"]), **arrays)
+__all__ = [
+    "Bootstrap", "Contrast", "Interval", "Paired", "Samples", "difference", "mean_difference", "over_tasks",
+    "read_samples", "task_difference",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,19 +42,124 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """How to resample. The same seed gives the same interval."""
+class Contrast:
+    """Mean score of the models ``first`` minus that of ``second``.
 
-    resamples: int = 2000
-    seed: int = 17
-    level: float = 0.95
+    With ``seeds`` the models of a side are training seeds of one method, and the interval holds for other seeds, too;
+    a side of one model stands for that model. Without, it holds for these very models.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    seeds: bool = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each model; a model may stand on both sides."""
+        weights = dict.fromkeys((*self.first, *self.second), 0.0)
+        for sign, side in ((1.0, self.first), (-1.0, self.second)):
+            for model in side:
+                weights[model] += sign / len(side)
+        return weights
+
+
+class Paired:
+    """Several models on the same sets. Resamples are drawn once for all of them, so every contrast is paired."""
+
+    def __init__(self, samples: Mapping[str, Mapping[str, Samples]], how: Bootstrap | None = None) -> None:
+        """
+        Args:
+            samples: ``{model: {set: samples}}``; a set that a model lacks, or has other units of, has no intervals.
+
+        Raises:
+            BoomError: two models were scored on different texts of a set.
+        """
+        self.how = how or Bootstrap()
+        self.models = tuple(samples)
+        self._sets: dict[str, list[tuple[float, Units]]] = {}
+        for name in samples[self.models[0]] if self.models else ():
+            found = [samples[model].get(name) for model in self.models]
+            known = [s for s in found if s is not None and s.known]
+            if len({s.texts for s in known}) > 1:
+                raise BoomError(
+                    f"set '{name}': the scores were not taken on the same texts. Evaluate all models again."
+                )
+            if len(known) == len(found) and len({_shape(s) for s in known}) == 1:
+                self._sets[name] = self._leaves(name, known)
+
+    def _leaves(self, name: str, samples: Sequence[Samples]) -> list[tuple[float, Units]]:
+        columns = zip(*(s.leaves() for s in samples), strict=True)
+        seed = zlib.crc32(name.encode())
+        return [
+            (column[0][0], Units([leaf for _, leaf in column], self.how, (seed, number)))
+            for number, column in enumerate(columns)
+        ]
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The sets that have intervals."""
+        return tuple(self._sets)
+
+    def interval(self, contrast: Contrast, sets: Mapping[str, float]) -> Interval | None:
+        """Weighted sum over sets of a contrast, for these sets and over other units like theirs.
+
+        Args:
+            sets: ``{set: weight}``; for a mean over n sets, 1 / n each.
+
+        Returns:
+            None where a set or a model has no known units.
+        """
+        weights = contrast.weights
+        if not sets or not set(sets) <= set(self._sets) or not set(weights) <= set(self.models):
+            return None
+        leaves = [(share * weight, leaf) for name, share in sets.items() for weight, leaf in self._sets[name]]
+        sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
+        found = [(share, *leaf.moments(self._row(weights))) for share, leaf in leaves]
+        centre = math.fsum(share * point for share, point, *_ in found)
+        parts = [(share * share * variance, freedom) for share, _, variance, freedom in found]
+        seeds = [self._seeds(side, leaves) for side in sides]
+        return _interval(centre, [*parts, *_seed_variance(seeds)], self.how.level)
+
+    def _row(self, weights: Mapping[str, float]) -> np.ndarray:
+        return np.array([weights.get(model, 0.0) for model in self.models])
+
+    def _seeds(self, side: Sequence[str], leaves: Sequence[tuple[float, Units]]) -> _Seeds:
+        """How the weighted scores of a side's models vary, and how much of that is chance of the units."""
+        rows = [self._row(Contrast((model,), tuple(side)).weights) for model in side]
+        moments = [[leaf.moments(row, plain=True) for row in rows] for _, leaf in leaves]
+        shares = [share for share, _ in leaves]
+        points = [math.fsum(w * m[i][0] for w, m in zip(shares, moments, strict=True)) for i in range(len(side))]
+        units = math.fsum(w * w * v for w, m in zip(shares, moments, strict=True) for _, v, _ in m)
+        return _Seeds(math.fsum(p * p for p in points), units, len(side))
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """A side of ``count`` seeds: squares of their scores about their mean, and the same expected from units alone."""
+
+    squares: float
+    units: float
+    count: int
+
+
+def _seed_variance(sides: Sequence[_Seeds]) -> list[tuple[float, float]]:
+    """(variance, freedom) that seeds add to that of the units: pooled, and nothing where units explain all of it."""
+    freedom = sum(side.count - 1 for side in sides)
+    if not freedom:
+        return []
+    seen = math.fsum(side.squares for side in sides) / freedom
+    excess = seen - math.fsum(side.units for side in sides) / freedom
+    if excess <= 1e-9 * seen:
+        return []
+    share = math.fsum(1 / side.count for side in sides)
+    return [(excess * share, freedom * (excess / seen) ** 2)]  # the variance is known as badly as ``seen`` is
 
 
 def difference(first: Samples, second: Samples, how: Bootstrap | None = None) -> Interval:
     """``first`` minus ``second`` on one set, over other units like these.
 
     Raises:
-        BoomError: the two were not scored on the same texts.
+        BoomError: the two were not scored on the same texts, or nothing is known of the units.
     """
     return mean_difference({"": first}, {"": second}, how)
 
@@ -120,105 +173,67 @@ def mean_difference(
     queries and texts, not with other tasks (:func:`task_difference` does).
 
     Raises:
-        BoomError: a set is missing on one side, or the texts differ.
+        BoomError: a set is missing on one side, the texts differ, or nothing is known of a set's units.
     """
-    how = how or Bootstrap()
     if not first or set(first) != set(second):
         raise BoomError(f"nothing to compare: one has scores on {sorted(first)}, the other on {sorted(second)}.")
-    points, variances, freedoms = [], [], []
-    for number, name in enumerate(sorted(first)):
-        a, b = first[name], second[name]
-        if (a.texts, a.units, a.kind) != (b.texts, b.units, b.kind):
-            raise BoomError(f"set '{name}': the two scores were not taken on the same texts. Evaluate both again.")
-        rng = np.random.default_rng([how.seed, number])
-        drawn = np.concatenate([a.resampled(c) - b.resampled(c) for c in _counts(a.units, how.resamples, rng)])
-        freedoms.append(max(1, a.units - 1))
-        variances.append(
-            drawn.var(ddof=1) * a.units / freedoms[-1]
-        )  # a resample of n varies (n-1)/n as much as n fresh
-        points.append(a.score() - b.score())
-    total = math.fsum(variances)
-    parts = math.fsum(v * v / f for v, f in zip(variances, freedoms, strict=True))
-    freedom = total * total / parts if parts else 1.0  # Welch and Satterthwaite
-    return _interval(math.fsum(points) / len(points), math.sqrt(total) / len(points), freedom, how.level)
+    paired = Paired({"first": first, "second": second}, how)
+    found = paired.interval(Contrast(("first",), ("second",)), dict.fromkeys(first, 1 / len(first)))
+    if found is None:
+        raise BoomError(f"no units were kept for the scores on {sorted(set(first) - set(paired.sets))}.")
+    return found
 
 
 def task_difference(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Mean of differences per task, over other tasks like these: the tasks are the units.
 
-    The bootstrap standard error of a plain mean is known, s / sqrt(n), so nothing needs to be drawn.
+    Raises:
+        BoomError: fewer than three tasks.
+    """
+    names = [str(number) for number in range(len(differences))]
+    scores = {"first": dict(zip(names, differences, strict=True)), "second": dict.fromkeys(names, 0.0)}
+    return over_tasks(scores, Contrast(("first",), ("second",)), names, level)
+
+
+def over_tasks(
+    scores: Mapping[str, Mapping[str, float]], contrast: Contrast, tasks: Sequence[str], level: float = 0.95
+) -> Interval:
+    """Mean over tasks of a contrast, over other tasks like these, from ``{model: {task: score}}``.
+
+    The spread of the differences over tasks holds the chance of the units in it already.
 
     Raises:
         BoomError: fewer than three tasks.
     """
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 3:
-        raise BoomError(f"an interval over tasks needs at least three tasks, got {len(values)}.")
-    return _interval(float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values)), len(values) - 1, level)
+    if len(tasks) < 3:
+        raise BoomError(f"an interval over tasks needs at least three tasks, got {len(tasks)}.")
+    freedom = len(tasks) - 1
+
+    def column(weights: Mapping[str, float]) -> np.ndarray:
+        return sum(
+            (w * np.array([scores[m][task] for task in tasks]) for m, w in weights.items()), np.zeros(len(tasks))
+        )
+
+    def seeds(side: Sequence[str]) -> _Seeds:
+        columns = [column(Contrast((model,), tuple(side)).weights) for model in side]
+        units = sum(float(c.var(ddof=1)) / len(tasks) for c in columns)
+        return _Seeds(sum(float(c.mean()) ** 2 for c in columns), units, len(side))
+
+    values = column(contrast.weights)
+    sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
+    parts = [(float(values.var(ddof=1)) / len(tasks), freedom), *_seed_variance([seeds(side) for side in sides])]
+    return _interval(float(values.mean()), parts, level)
 
 
-def _interval(centre: float, error: float, freedom: float, level: float) -> Interval:
-    from scipy.stats import t
+def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float) -> Interval:
+    """From independent parts of the variance with their degrees of freedom."""
+    from scipy.special import stdtrit
 
-    reach = float(t.ppf(0.5 + level / 2, freedom)) * error
+    total, freedom = joined(parts)
+    reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
     return Interval(centre, centre - reach, centre + reach)
 
 
-def _counts(units: int, resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Multinomial counts, [R, units] in blocks that bound the memory."""
-    block = max(1, _BLOCK // units)
-    for start in range(0, resamples, block):
-        rows = min(block, resamples - start)
-        picks = rng.integers(0, units, size=(rows, units)) + np.arange(rows)[:, None] * units
-        yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units).astype(float)
-
-
-def _same(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(values, counts.shape)
-
-
-def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Average ranks [R, N] of values [N] when value n occurs ``counts[r, n]`` times."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    tied = np.add.reduceat(counts[:, order], starts, axis=1)  # [R, groups]
-    ranks = np.cumsum(tied, axis=1) - (tied - 1) / 2
-    group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(ordered)]))
-    out = np.empty_like(counts)
-    out[:, order] = ranks[:, group]
-    return out
-
-
-def _pearson(counts: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation [R] of x and y [R, N] under counts; 0 where one of them is constant."""
-    total = counts.sum(axis=1, keepdims=True)
-    x = x - (counts * x).sum(axis=1, keepdims=True) / total
-    y = y - (counts * y).sum(axis=1, keepdims=True) / total
-    norm = np.sqrt((counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1))
-    return np.divide((counts * x * y).sum(axis=1), norm, out=np.zeros(len(norm)), where=norm > 0)
-
-
-def _v_measure(counts: np.ndarray, classes: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """V-measure [R] (Rosenberg & Hirschberg 2007): 2 I(C;K) / (H(C) + H(K)) of classes and clusters under counts."""
-    width = int(clusters.max()) + 1
-    cells = classes * width + clusters
-    kinds = np.unique(cells)
-    joint = _sums(counts, cells)
-    h_joint = _entropy(joint)
-    h_class, h_cluster = _entropy(_sums(joint, kinds // width)), _entropy(_sums(joint, kinds % width))
-    both = h_class + h_cluster
-    return np.divide(2 * (both - h_joint), both, out=np.ones(len(both)), where=both > 0)
-
-
-def _sums(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Row-wise sums [R, G] of values [R, N] over the groups [N], in ascending order of the group."""
-    order = np.argsort(groups, kind="stable")
-    ordered = groups[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    return np.add.reduceat(values[:, order], starts, axis=1)
-
-
-def _entropy(masses: np.ndarray) -> np.ndarray:
-    p = masses / masses.sum(axis=1, keepdims=True)
-    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+def _shape(samples: Samples) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Models can differ in it on the same texts: mteb leaves out documents whose summaries it cannot tell apart."""
+    return tuple((leaf.kind, leaf.values.shape) for _, leaf in samples.leaves())

@@ -6,32 +6,42 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from boom_ray.evaluate.compare import Task, means
 from boom_ray.evaluate.sets import EvalSet
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """Scores of one or more models for people: a row is a set and its score by each model, None where it has none."""
+    """Scores of one or more models for people: a row is a set, or a mean over sets, and its score by each model.
+
+    A score is None where the model has none; a mean is None where one of its scores is.
+    """
 
     models: tuple[str, ...]
     rows: tuple[tuple[EvalSet, tuple[float | None, ...]], ...]
+    means: tuple[tuple[str, tuple[float | None, ...]], ...]
     in_domain: tuple[float | None, ...]
     out_of_domain: tuple[float | None, ...]
 
 
 def table(scores: Mapping[str, Mapping[str, float]], sets: Sequence[EvalSet]) -> ScoreTable:
-    """Arrange ``{model: {set: score}}``: one row per set, in-domain first, and the mean per model and domain.
+    """Arrange ``{model: {set: score}}``: one row per set, in-domain first, and the means.
 
-    A mean is None where the model has no score on one of the domain's sets, or the domain has no set.
+    The means are those of :func:`boom_ray.evaluate.compare.means`: by type, domain and benchmark, over types, over all.
+    A domain's mean is None where it has no set.
     """
     models = tuple(scores)
     ordered = sorted(sets, key=lambda entry: entry.domain != "in_domain")
     rows = tuple((entry, tuple(scores[m].get(entry.name) for m in models)) for entry in ordered)
 
-    def mean(model: str, domain: str) -> float | None:
-        known = [scores[model].get(entry.name) for entry in sets if entry.domain == domain]
-        there = [score for score in known if score is not None]
-        return math.fsum(there) / len(there) if there and len(there) == len(known) else None
+    def mean(weights: Mapping[str, float], model: str) -> float | None:
+        parts = [(weight, scores[model].get(name)) for name, weight in weights.items()]
+        known = [weight * score for weight, score in parts if score is not None]
+        return math.fsum(known) if known and len(known) == len(parts) else None
 
-    in_domain, out_of_domain = (tuple(mean(m, domain) for m in models) for domain in ("in_domain", "out_of_domain"))
-    return ScoreTable(models, rows, in_domain, out_of_domain)
+    def of_domain(domain: str) -> tuple[float | None, ...]:
+        names = [entry.name for entry in sets if entry.domain == domain]
+        return tuple(mean({name: 1 / len(names) for name in names}, model) for model in models)
+
+    shown = [(label, tuple(mean(w, m) for m in models)) for label, _, w in means([Task.of(entry) for entry in ordered])]
+    return ScoreTable(models, rows, tuple(shown), of_domain("in_domain"), of_domain("out_of_domain"))

@@ -1,242 +1,120 @@
-"""Local evaluation sets as mteb tasks: subclasses of mteb's own task classes, so that every score is mteb's.
+"""Evaluation sets as mteb tasks: subclasses of mteb's own task classes, so that every score is mteb's.
 
-Whole sets by default: mteb's clustering would embed 4 % of the texts. Classification keeps mteb's protocol: logistic
-regression on 8 texts per label (or ``samples_per_label`` of meta.json), ten draws. A cap is part of the data
-revision, so that capped and whole scores are never taken for one another.
-
-Each task keeps, as ``samples``, the scores per query, text or pair that mteb's main score was made from.
+A local set becomes a task of our own (:mod:`boom_ray.evaluate.local_tasks`); a task of mteb's registry stays what it
+is, with its own numbers (its clustering embeds the 4 % of the texts that the leaderboard's scores are made from), but
+is cut where a cap is asked for. Both keep, as ``samples``, what mteb's main score was made from.
 """
 
 from __future__ import annotations
 
-import random
-import re
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
-from mteb.abstasks import AbsTaskClassification, AbsTaskClustering, AbsTaskRetrieval, AbsTaskSTS
+from mteb import abstasks as kinds
 from mteb.abstasks.abstask import AbsTask
-from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
-from mteb.abstasks.task_metadata import TaskMetadata
 
-from boom_ray.evaluate.rows import Labelled, cap_retrieval, cap_rows, read_labelled, read_pairs, read_retrieval
-from boom_ray.evaluate.sets import EvalSet, read_meta
+from boom_ray.evaluate import keeping
+from boom_ray.evaluate.cutting import cut
+from boom_ray.evaluate.downloads import cached_configurations
+from boom_ray.evaluate.local_tasks import local_task
+from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.significance import Samples
 
-_TYPES = {
-    "retrieval": ("Retrieval", "t2t"),
-    "reranking": ("Reranking", "t2t"),
-    "classification": ("Classification", "t2c"),
-    "clustering": ("Clustering", "t2c"),
-    "sts": ("STS", "t2t"),
-}
-_PER_QUERY = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
-_LANGUAGES = {
-    "ar": "ara-Arab", "bn": "ben-Beng", "cs": "ces-Latn", "da": "dan-Latn", "de": "deu-Latn", "el": "ell-Grek",
-    "en": "eng-Latn", "es": "spa-Latn", "fa": "fas-Arab", "fi": "fin-Latn", "fr": "fra-Latn", "he": "heb-Hebr",
-    "hi": "hin-Deva", "hu": "hun-Latn", "id": "ind-Latn", "it": "ita-Latn", "ja": "jpn-Jpan", "ko": "kor-Hang",
-    "nl": "nld-Latn", "no": "nob-Latn", "pl": "pol-Latn", "pt": "por-Latn", "ro": "ron-Latn", "ru": "rus-Cyrl",
-    "sv": "swe-Latn", "th": "tha-Thai", "tr": "tur-Latn", "uk": "ukr-Cyrl", "vi": "vie-Latn", "zh": "zho-Hans",
-    "zh-Hant": "zho-Hant",
-    "code:bash": "shell-Code", "code:java": "java-Code", "code:javascript": "javascript-Code", "code:go": "go-Code",
-    "code:php": "php-Code", "code:python": "python-Code", "code:ruby": "ruby-Code", "code:rust": "rust-Code",
-    "code:sql": "sql-Code",
-}  # fmt: skip
+_KEEPING: tuple[tuple[Any, Any], ...] = (  # the first that fits: some classes of mteb are subclasses of others
+    (kinds.AbsTaskRetrieval, keeping.KeepsRetrieval),
+    (kinds.AbsTaskMultilabelClassification, keeping.KeepsMultilabel),
+    (kinds.AbsTaskRegression, keeping.Keeping),
+    (kinds.AbsTaskClassification, keeping.KeepsClassification),
+    (kinds.AbsTaskClustering, keeping.KeepsClustering),
+    (kinds.AbsTaskClusteringLegacy, keeping.KeepsOldClustering),
+    (kinds.AbsTaskPairClassification, keeping.KeepsPairs),
+    (kinds.AbsTaskSTS, keeping.KeepsSTS),
+    (kinds.AbsTaskBitextMining, keeping.KeepsBitext),
+    (kinds.AbsTaskSummarization, keeping.KeepsSummaries),
+    (kinds.AbsTaskZeroShotClassification, keeping.KeepsZeroShot),
+)
 
 
-def build_task(entry: EvalSet, cap: int | None = None) -> AbsTask:
-    """A fresh mteb task over a local set; its data are read when mteb asks for them.
+def build_task(entry: EvalSet) -> Any:
+    """A fresh mteb task over a set, cut to its cap; its data are read when mteb asks for them.
 
-    Args:
-        entry: the set.
-        cap: texts at most, the same for every model (see docs/evaluation.md); None: the whole set.
-
-    Build a task for each evaluation: mteb's clustering draws from a random state that the task carries along.
+    Its ``samples`` are there once mteb has evaluated it. Build a task for each evaluation: mteb's clustering draws from
+    a random state that the task carries along.
     """
-    return _CLASSES[entry.task_type](entry, cap)
+    if entry.path is not None:
+        return local_task(entry)
+    import mteb
+
+    known = mteb.get_task(entry.task, eval_splits=list(entry.splits), hf_subsets=list(entry.subsets))
+    return _aggregate(known, entry) if known.is_aggregate else kept(known, entry)
 
 
-class _Local:
-    """What the local tasks share: metadata from the set, data from its folder."""
+def kept(known: AbsTask, entry: EvalSet) -> Any:
+    """A task of mteb as it is, of a class of its own that keeps samples and obeys the entry's cap."""
+    keeps = next((mixin for kind, mixin in _KEEPING if isinstance(known, kind)), keeping.Keeping)
+    task = type(type(known).__name__, (_Registered, keeps, type(known)), {})()
+    task.entry, task.kept = entry, {}
+    task.hf_subsets = list(known.hf_subsets)
+    task.filter_eval_splits(known.eval_splits)
+    task.metadata = _capped(known.metadata, entry)
+    return task
+
+
+class _Registered:
+    """A task of the registry with the entry's cap."""
 
     entry: EvalSet
-    cap: int | None
+    metadata: Any
     dataset: Any
-    samples: Samples | None  # of the last evaluation; None where the main score is no function of single units
+    data_loaded: bool
 
-    def __init__(self, entry: EvalSet, cap: int | None) -> None:
-        self.entry = entry
-        self.cap = cap
-        self.samples = None
-        self.metadata = _metadata(entry, cap)
-        super().__init__()
+    def load_data(self, **options: Any) -> None:
+        """As mteb's, then cut. The data are asked for by mteb's revision; results bear the capped one."""
+        if self.data_loaded:
+            return
+        own = self.__dict__.pop("metadata")
+        try:
+            with cached_configurations():
+                super().load_data(**options)  # type: ignore[misc]
+        finally:
+            self.metadata = own
+        if self.entry.cap is not None:
+            cut(self, self.entry.cap)
 
     def unload_data(self) -> None:
-        """As mteb's, but the metadata stay: here they belong to the instance, not to the class."""
+        """As mteb's, but the metadata stay: here they name the cap."""
         self.dataset = None
         self.data_loaded = False
 
 
-class LocalRetrieval(_Local, AbsTaskRetrieval):
-    """Retrieval, and reranking as retrieval among given candidates."""
+class _Aggregate:
+    """The samples of a task that is made of tasks: mteb's score is the plain mean over them."""
 
-    def load_data(self, **_: Any) -> None:
-        data = read_retrieval(self.entry.path, reranking=self.entry.task_type == "reranking")
-        if self.cap is not None:
-            data = cap_retrieval(data, self.cap)
-        split = RetrievalSplitData(
-            queries=Dataset.from_dict({"id": list(data.queries), "text": list(data.queries.values())}),
-            corpus=Dataset.from_dict(
-                {
-                    "id": list(data.documents),
-                    "title": [document.title for document in data.documents.values()],
-                    "text": [document.text for document in data.documents.values()],
-                }
-            ),
-            relevant_docs={query: dict(found) for query, found in data.relevant.items()},
-            top_ranked=None if data.candidates is None else {q: list(found) for q, found in data.candidates.items()},
-        )
-        self.dataset = {"default": {"test": split}}
-        self.data_loaded = True
+    entry: EvalSet
+    metadata: Any
 
-    def task_specific_scores(self, scores: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """mteb's hook after scoring, with every metric of every query."""
-        metric, k = self.entry.metric.rsplit("_at_", 1)
-        if metric in _PER_QUERY:
-            values = [scores[query][f"{_PER_QUERY[metric]}_{k}"] for query in sorted(scores)]
-            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.array(values))
-        return {}
+    @property
+    def samples(self) -> Samples:
+        parts = tuple(task.samples for task in self.metadata.tasks)
+        kind = "parts" if all(part.kind != "none" for part in parts) else "none"
+        return Samples(kind, self.entry.text_revision, np.zeros(0), parts=parts if kind == "parts" else ())
 
 
-class LocalClassification(_Local, AbsTaskClassification):
-    """Logistic regression on a few training texts per label. A cap cuts the test texts only."""
-
-    def __init__(self, entry: EvalSet, cap: int | None) -> None:
-        super().__init__(entry, cap)
-        self.samples_per_label: int = read_meta(entry.path).get("samples_per_label") or self.samples_per_label
-
-    def load_data(self, **_: Any) -> None:
-        train = read_labelled(self.entry.path, "train")
-        test = _capped(read_labelled(self.entry.path, "test"), self.cap)
-        numbers = {label: number for number, label in enumerate(sorted({*train.labels, *test.labels}))}
-        self.dataset = DatasetDict(
-            {
-                split: Dataset.from_dict({"text": list(rows.texts), "label": [numbers[x] for x in rows.labels]})
-                for split, rows in (("train", train), ("test", test))
-            }
-        )
-        self._right: list[np.ndarray] = []
-        self.data_loaded = True
-
-    def _run_experiment(self, train_split: Any, eval_split: Any, *vectors: Any, **kwargs: Any) -> Any:
-        """One draw of training texts; keeps which test texts it got right."""
-        scores, predictions = super()._run_experiment(train_split, eval_split, *vectors, **kwargs)
-        self._right.append(np.array(predictions) == np.array(eval_split["label"]))
-        if self.entry.metric == "accuracy":
-            self.samples = Samples("mean", data_revision(self.entry, self.cap), np.mean(self._right, axis=0))
-        return scores, predictions
+def _aggregate(known: Any, entry: EvalSet) -> Any:
+    """An aggregate of mteb over tasks that keep samples; the cap is that of each task in it."""
+    parts = []
+    for part in known.metadata.tasks:
+        splits, subsets = tuple(part.eval_splits), tuple(part.hf_subsets)
+        metric, revision = part.metadata.main_score, part.metadata.revision
+        told = replace(entry, task=part.metadata.name, splits=splits, subsets=subsets, metric=metric, digest=revision)
+        parts.append(kept(part, told))
+    task = type(type(known).__name__, (_Aggregate, type(known)), {})()
+    task.entry = entry
+    task.metadata = _capped(known.metadata, entry).model_copy(update={"tasks": parts})
+    task.tasks, task.taskname_to_task = parts, {part.metadata.name: part for part in parts}
+    return task
 
 
-class LocalClustering(_Local, AbsTaskClustering):
-    """k-means on all texts, ten draws."""
-
-    max_fraction_of_documents_to_embed = None
-
-    def load_data(self, **_: Any) -> None:
-        rows = _capped(read_labelled(self.entry.path, "test"), self.cap)
-        self.dataset = DatasetDict(
-            {"test": Dataset.from_dict({"sentences": list(rows.texts), "labels": list(rows.labels)})}
-        )
-        self.data_loaded = True
-
-    def _evaluate_subset(self, model: Any, data_split: Any, **kwargs: Any) -> Any:
-        draws = random.Random()
-        draws.setstate(self.rng_state.getstate())
-        self._draws = draws  # replays which texts each k-means run draws
-        self._labels = data_split["labels"]
-        return super()._evaluate_subset(model, data_split, **{**kwargs, "prediction_folder": Path()})
-
-    def _save_task_predictions(self, predictions: Any, *_: Any, **__: Any) -> None:
-        """mteb hands over the cluster of each drawn text; equal texts share a cluster, so one number a text is kept."""
-        if self.entry.metric != "v_measure":
-            return
-        texts = len(self._labels)
-        clusters, counts = [], []
-        for assigned in predictions["Level 0"]:
-            drawn = self._draws.choices(range(texts), k=len(assigned))
-            cluster = np.zeros(texts, dtype=np.int32)
-            cluster[drawn] = assigned
-            clusters.append(cluster)
-            counts.append(np.bincount(drawn, minlength=texts))
-        gold = np.unique(self._labels, return_inverse=True)[1]
-        revision = data_revision(self.entry, self.cap)
-        self.samples = Samples("v_measure", revision, np.array(clusters), gold, np.array(counts))
-
-
-class LocalSTS(_Local, AbsTaskSTS):
-    """Correlation of cosine and score. A cap counts both texts of a pair."""
-
-    min_score = 0
-    max_score = 1  # a linear scale changes no correlation
-
-    def load_data(self, **_: Any) -> None:
-        pairs = read_pairs(self.entry.path)
-        rows = list(range(len(pairs.scores)))
-        if self.cap is not None:
-            rows = cap_rows((f"{a}\0{b}" for a, b in zip(pairs.first, pairs.second, strict=True)), self.cap // 2)
-        columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.scores}
-        self.dataset = DatasetDict(
-            {"test": Dataset.from_dict({name: [values[row] for row in rows] for name, values in columns.items()})}
-        )
-        self.data_loaded = True
-
-    def _calculate_scores(self, scores: Any, normalized_scores: list[float]) -> Any:
-        similarity, kind = f"_{self.entry.metric}".rsplit("_", 1)
-        names = {"cosine": "cosine_scores", "manhattan": "manhattan_distances", "euclidean": "euclidean_distances"}
-        values = np.array(scores[names.get(similarity.lstrip("_"), "similarity_scores")])
-        revision = data_revision(self.entry, self.cap)
-        self.samples = Samples(kind, revision, values, np.array(normalized_scores))
-        return super()._calculate_scores(scores, normalized_scores)
-
-
-_CLASSES = {
-    "retrieval": LocalRetrieval,
-    "reranking": LocalRetrieval,
-    "classification": LocalClassification,
-    "clustering": LocalClustering,
-    "sts": LocalSTS,
-}
-
-
-def _capped(rows: Labelled, cap: int | None) -> Labelled:
-    if cap is None:
-        return rows
-    kept = cap_rows(rows.texts, cap)
-    return Labelled(tuple(rows.texts[i] for i in kept), tuple(rows.labels[i] for i in kept))
-
-
-def _metadata(entry: EvalSet, cap: int | None) -> TaskMetadata:
-    kind, category = _TYPES[entry.task_type]
-    return TaskMetadata(
-        name=entry.name,
-        description=f"Local {entry.task_type} set '{entry.name}'.",
-        dataset={"path": f"local/{entry.name}", "revision": data_revision(entry, cap)},
-        type=kind,
-        category=category,
-        eval_splits=["test"],
-        eval_langs=_languages(entry.language),
-        main_score=entry.metric,
-    )
-
-
-def data_revision(entry: EvalSet, cap: int | None) -> str:
-    """Names the texts that a score was taken on: the set's digest and the cap."""
-    return entry.digest[:16] + (f"-cap{cap}" if cap is not None else "")
-
-
-def _languages(language: str) -> list[str]:
-    """mteb's codes of a meta.json language: "en", "code:python", "ar,de->en"; what is not known is undetermined."""
-    codes = {_LANGUAGES[part] for part in re.split(r",|->", language) if part in _LANGUAGES}
-    return sorted(codes) or ["und-Zyyy"]
+def _capped(metadata: Any, entry: EvalSet) -> Any:
+    return metadata.model_copy(update={"dataset": {**metadata.dataset, "revision": entry.text_revision}})

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
+from boom_ray.report.card_scores import markdown_table, scores_section
+from boom_ray.report.drift import drift_lines
 from boom_ray.report.layout import bag_label, busy, duration, percent
 from boom_ray.report.redact import scrub
-from boom_ray.report.tables import (
-    DOMAINS,
-    domain_mean,
-    format_dev,
-    format_points,
-    score_table,
-    sets_of,
-    verdict,
-)
+from boom_ray.report.tables import DOMAINS, sets_of
 
 Summary = Mapping[str, Any]
 _LANGUAGES = {"ara": "ar", "ces": "cs", "dan": "da", "deu": "de", "ell": "el", "eng": "en", "fin": "fi", "fra": "fr",
@@ -51,7 +45,8 @@ def write_card(summary: Summary, *, published_name: str) -> str:
         f"# {name}",
         _introduction(summary, recipe),
         _usage(name, summary, recipe),
-        _scores(summary),
+        scores_section(summary),
+        drift_lines(summary),
         _merge(summary, recipe),
         _training(summary),
         _cost(summary),
@@ -160,54 +155,6 @@ def _max_length(base: Mapping[str, Any]) -> str:
     return f", max_length={tokens}" if tokens else ""
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[Any]], text: int = 1) -> str:
-    rule = ["---" if i < text else "---:" for i in range(len(head))]
-
-    def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(head), line(rule), *(line(row) for row in rows)])
-
-
-def _scores(summary: Summary) -> str:
-    rows = score_table(summary)
-    if not rows:
-        return ""
-    head = ["model", "ID mean", "to base", "to members", "OOD mean", "to base", "to members", "dev B loss / base"]
-    body = [
-        [f"**{r.model}**" if r.model == summary.get("chosen") else r.model]
-        + [format_points(r.id_mean), format_points(r.id_to_base, True), format_points(r.id_to_members, True)]
-        + [format_points(r.ood_mean), format_points(r.ood_to_base, True), format_points(r.ood_to_members, True)]
-        + [format_dev(r.dev_b)]
-        for r in rows
-    ]
-    blocks = [
-        "## Scores",
-        "Main scores of mteb's tasks in points (0 to 100). In-domain (ID) sets belong to datasets that were trained "
-        "on; out-of-domain (OOD) sets do not. The published model is in bold.",
-        _markdown(head, body),
-        "\n".join(f"- {line}" for line in verdict(summary)),
-    ]
-    blocks += [_domain_scores(summary, domain) for domain in DOMAINS if sets_of(summary, domain)]
-    return "\n\n".join(blocks)
-
-
-def _domain_scores(summary: Summary, domain: str) -> str:
-    chosen = summary.get("chosen")
-    shown = [m for m in summary["models"] if m["kind"] == "base" or m["name"] == chosen]
-    body = [
-        [s["name"], s["task_type"], s.get("metric") or "-"]
-        + [_points((m.get("scores") or {}).get(s["name"])) for m in shown]
-        for s in sets_of(summary, domain)
-    ]
-    body.append(["mean", "", ""] + [format_points(domain_mean(summary, m, domain)) for m in shown])
-    return _markdown([DOMAINS[domain], "task", "metric", *(m["name"] for m in shown)], body, text=3)
-
-
-def _points(score: float | None) -> str:
-    return format_points(None if score is None else 100 * score)
-
-
 def _merge(summary: Summary, recipe: Mapping[str, Any]) -> str:
     chosen, settings = _chosen(summary), recipe.get("merge") or {}
     weights = chosen.get("weights")
@@ -251,8 +198,8 @@ def _training(summary: Summary) -> str:
         ]
         for d in summary["corpus"]
     ]
-    corpus = _markdown(["dataset", "task", "rows read", "duplicates", "in evaluation", "kept"], data, text=2)
-    return f"## Members and bags\n\n{_markdown(head, body)}\n\n## Corpus\n\n{corpus}"
+    corpus = markdown_table(["dataset", "task", "rows read", "duplicates", "in evaluation", "kept"], data, text=2)
+    return f"## Members and bags\n\n{markdown_table(head, body)}\n\n## Corpus\n\n{corpus}"
 
 
 def _cost(summary: Summary) -> str:
@@ -269,7 +216,7 @@ def _cost(summary: Summary) -> str:
         + [f"{sum(s.get('device_seconds') or 0 for s in group):,.0f}"]
         for name, group in made.items()
     ]
-    table = _markdown(["stage", "wall time", "device-seconds"], rows)
+    table = markdown_table(["stage", "wall time", "device-seconds"], rows)
     versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
     return f"## Cost\n\nOn {devices}, {duration(total)} of device time in all.\n\n{table}\n\nMade with {versions}."
 
@@ -278,7 +225,7 @@ def _limits(summary: Summary, recipe: Mapping[str, Any]) -> str:
     counts = {domain: len(sets_of(summary, domain)) for domain in DOMAINS}
     lines = [
         f"The scores rest on {counts['in_domain']} in-domain and {counts['out_of_domain']} out-of-domain sets and on "
-        "one run; small differences may be chance.",
+        "one run; its intervals leave out other tasks and other training seeds.",
         "It knows what its corpus knew: other languages, domains and much longer texts were not measured.",
     ]
     if not counts["out_of_domain"]:

@@ -29,6 +29,7 @@ from boom_ray.report.drawing import (
     new_axes,
     styled,
 )
+from boom_ray.report.intervals import set_reach
 from boom_ray.report.layout import (
     bag_label,
     label_right,
@@ -38,6 +39,7 @@ from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, finished_trial
 from boom_ray.report.training import dataset_losses
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -221,6 +223,8 @@ def gains(summary: Summary) -> Figure | None:
                      s=110 if model["name"] == "merge-searched" else 42, color=colour.get(model["name"], MUTED),
                      marker=MARKERS.get(model["name"] if merge else model["kind"], "P"), edgecolor=PAPER, linewidth=0.7,
                      label=model["name"] if merge else None, zorder=4 if merge else 3)  # fmt: skip
+        if model["name"] == summary.get("chosen"):
+            _whiskers(axes, summary, model, base, known)
     axes.scatter([], [], s=42, color=MUTED, marker="o", label="members")
     axes.axvline(0, color=BASE, linewidth=1.0)
     inside = sum(s["domain"] == "in_domain" for s in sets)
@@ -233,6 +237,22 @@ def gains(summary: Summary) -> Figure | None:
     axes.grid(axis="x")
     figure.legend(loc="outside upper left", ncols=4, handlelength=1.0, columnspacing=1.2, handletextpad=0.3)
     return figure
+
+
+def _whiskers(
+    axes: Axes,
+    summary: Summary,
+    model: Mapping[str, Any],
+    base: Mapping[str, float],
+    known: Sequence[tuple[int, str]],
+) -> None:
+    """The 95 % interval of a model's difference to base on each set, where it is known."""
+    spans = [(row, name, set_reach(summary, "base", model["name"], name)) for row, name in known]
+    bars = [(row, 100 * (model["scores"][name] - base[name]), reach) for row, name, reach in spans if reach is not None]
+    if bars:
+        rows, middles, reaches = zip(*bars, strict=True)
+        place = [row - 0.18 if model["kind"] == "merge" else row + 0.12 for row in rows]
+        axes.errorbar(middles, place, xerr=reaches, fmt="none", ecolor=MUTED, elinewidth=1.0, zorder=2)
 
 
 FIGURES: dict[str, Draw] = {

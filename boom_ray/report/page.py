@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from boom_ray.report.contamination import contamination_section, marked
 from boom_ray.report.corpus import corpus_section
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
+from boom_ray.report.drift import drift_section
 from boom_ray.report.figures import FIGURES
 from boom_ray.report.html import table
 from boom_ray.report.layout import bag_label, busy, duration
@@ -23,6 +25,8 @@ from boom_ray.report.tables import (
     format_dev,
     format_points,
     headline,
+    leaderboards,
+    published_gain,
     score_table,
     sets_of,
     verdict,
@@ -40,7 +44,10 @@ def write_page(summary: Summary) -> str:
     sections = [
         _header(summary),
         _figures(summary),
+        _section("Means as on mteb's leaderboard", _leaderboards(summary)),
         _section("Scores, set by set", _per_set(summary)),
+        _section("Test texts among the training texts", contamination_section(summary)),
+        _section("Drift: the index of the model before", drift_section(summary)),
         _section("Corpus", corpus_section(summary)),
         _section("Members", _members(summary)),
         _section("Training", training_section(summary)),
@@ -120,21 +127,23 @@ def _means_row(row: ScoreRow, best: Mapping[str, list[str]], chosen: str | None)
     ):
         mark = "group best" if row.model in best[domain] else "group"
         cells += f'<td class="{mark}">{format_points(mean)}</td>'
-        cells += _delta(to_base, row.kind != "base") + _delta(to_members, row.kind == "merge")
+        cells += _delta(to_base, row.reach.get(("base", domain)), row.kind != "base")
+        cells += _delta(to_members, row.reach.get(("members", domain)), row.kind == "merge")
     mine = row.model == chosen
     name = escape(row.model) + (' <span class="tag">published</span>' if mine else "")
     cells += f'<td class="group">{format_dev(row.dev_b)}</td>'
     return f"<tr{' class=chosen' if mine else ''}><th>{name}</th>{cells}</tr>"
 
 
-def _delta(value: float | None, matters: bool) -> str:
-    """A difference; bad news is marked where it matters: below base, or a merge below the members' mean."""
-    tone = "quiet" if not matters or value is None else "down" if value < -0.005 else ""
-    return (
-        f'<td class="{tone}">{format_points(value, sign=True)}</td>'
-        if tone
-        else f"<td>{format_points(value, True)}</td>"
-    )
+def _delta(value: float | None, reach: float | None, matters: bool) -> str:
+    """A difference and half its interval. Quiet where it may be chance, marked where it matters and is bad news:
+    below base, or a merge below the members' mean."""
+    if value is None:
+        return '<td class="quiet">-</td>'
+    chance = abs(value) <= (0.005 if reach is None else reach)
+    tone = "quiet" if chance or not matters else "down" if value < 0 else ""
+    half = "" if reach is None else f" <small>±{reach:.2f}</small>"
+    return f'<td class="{tone}">{format_points(value, sign=True)}{half}</td>'
 
 
 def _figures(summary: Summary) -> str:
@@ -161,7 +170,7 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
         "timeline": ("Timeline", f"At most {at_once} member{'s' * (at_once != 1)} trained at the same moment."),
         "gains": (
             "Gain over base, set by set",
-            f"Right of the line is better than base{split}.",
+            f"Right of the line is better than base{split}; the bar is the published model's 95 % interval.",
         ),
         "losses": ("Loss of the members", "A dot is a batch of one dataset, so dots scatter; lines are smoothed."),
         "dataset_losses": ("Loss of every dataset", "A panel per dataset with its own scale; colours as above."),
@@ -188,6 +197,15 @@ def inline_svg(svg: bytes, prefix: str, title: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
 
 
+def _leaderboards(summary: Summary) -> str:
+    note = (
+        '<p class="muted">Means over sets and over task types, as mteb\'s leaderboard has them, and the published '
+        "model minus each other one. ± is half a 95 % interval.</p>"
+    )
+    tables = [f"<h3>{escape(title)}</h3>{table(head, rows)}" for title, head, rows in leaderboards(summary)]
+    return note + "\n".join(tables) if tables else ""
+
+
 def _per_set(summary: Summary) -> str:
     models = summary["models"]
     tables = []
@@ -195,13 +213,15 @@ def _per_set(summary: Summary) -> str:
         sets = sets_of(summary, domain)
         if not sets:
             continue
-        head = [label.capitalize(), "task", "metric"] + [m["name"] for m in models]
+        head = [label.capitalize(), "task", "metric"] + [m["name"] for m in models] + ["published to base"]
         rows = [
-            [s["name"], s["task_type"], s.get("metric")]
+            [marked(summary, s["name"]), s["task_type"], s.get("metric")]
             + [_points((m.get("scores") or {}).get(s["name"])) for m in models]
+            + [published_gain(summary, s["name"])]
             for s in sets
         ]
-        foot = ["mean", "", ""] + [format_points(domain_mean(summary, m, domain)) for m in models]
+        means = [format_points(domain_mean(summary, m, domain)) for m in models]
+        foot = ["mean", "", "", *means, published_gain(summary, domain)]
         tables.append(table(head, rows, foot, text=3).replace("<table>", '<table class="tight">', 1))
     note = '<p class="muted">Main score of each set in points; a mean needs every set.</p>'
     return note + "\n<br>\n".join(tables) if tables else ""

@@ -49,7 +49,7 @@ tr.chosen > * { background: var(--panel); font-weight: 650; }
 tr.chosen > :first-child { box-shadow: inset 3px 0 var(--mark); }
 td.best { font-weight: 700; text-decoration: underline; text-decoration-color: var(--mark);
   text-decoration-thickness: 2px; text-underline-offset: 3px; }
-td.quiet { color: var(--muted); } td.down { background: var(--bad); }
+td.quiet, td small { color: var(--muted); } td small { font-weight: 400; } td.down { background: var(--bad); }
 .tag { margin-left: .4rem; padding: .05rem .45rem; border: 1px solid var(--mark); border-radius: 1rem;
   color: var(--mark); font-size: .76rem; font-weight: 600; }
 td.group, th.group { border-left: 1px solid var(--grid); }

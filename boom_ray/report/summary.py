@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -10,9 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Recipe
+from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
+from boom_ray.overlaps import run_marks
 from boom_ray.plan import Keys
 from boom_ray.records import final_failure
+from boom_ray.report.drift import run_drift
+from boom_ray.report.intervals import run_intervals
 from boom_ray.report.page import write_page
 
 _PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
@@ -34,7 +39,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
     """What is known so far; a run that is still under way has fewer models and stages."""
     stages = _stages(ledger, keys)
     members = [_member(ledger, key, i) for i, key in enumerate(keys.members) if ledger.has(key)]
-    return {
+    summary = {
         "name": recipe.name,
         "recipe_yaml": recipe.to_yaml(),
         "created": min((s["started"] for s in stages), default=time.time()),
@@ -53,7 +58,22 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "published": f"published/{keys.published.name}" if ledger.has(keys.published) else None,
         "base_model": recipe.base.model,
         "merge": recipe.merge.model_dump(mode="json"),
+        "contamination": {name: dataclasses.asdict(mark) for name, mark in run_marks(ledger, keys).items()},
+        "drift": run_drift(ledger.root, keys.published.name),
     }
+    return {**summary, "intervals": run_intervals(summary, run_samples(ledger, keys))}
+
+
+def run_samples(ledger: Ledger, keys: Keys) -> dict[str, dict[str, Samples]]:
+    """``{model: {set: samples}}`` of a run's models."""
+    return {name: model_samples(ledger, key) for name, key in keys.scores.items() if ledger.has(key)}
+
+
+def model_samples(ledger: Ledger, scores: Key) -> dict[str, Samples]:
+    """``{set: samples}``: what the scores of one model of a run were made from."""
+    files = read_samples(ledger.path(scores) / "mteb" / "samples")
+    stems = {s["name"]: s["name"].replace("/", "-") for s in ledger.manifest(scores)["meta"]["sets"]}
+    return {name: files[stem] for name, stem in stems.items() if stem in files}
 
 
 def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:

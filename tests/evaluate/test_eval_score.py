@@ -15,8 +15,10 @@ from small_sets import make_sets
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.evaluate.score import MtebEncoder, evaluate, load_samples, model_revision
+from boom_ray.evaluate.results import kept_scores, load_samples, model_revision
+from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.settings import asked
 from boom_ray.evaluate.significance import mean_difference
 from boom_ray.evaluate.table import table
 
@@ -30,7 +32,7 @@ def direct(model: Path, sets: list[EvalSet], cap: int | None = None) -> dict[str
 
     from boom_ray.evaluate.tasks import build_task
 
-    tasks = [build_task(entry, cap) for entry in sets]
+    tasks = [build_task(entry) for entry in asked(sets, cap)]
     found = mteb.evaluate(
         SentenceTransformer(str(model), device="cpu"), tasks, cache=None, show_progress_bar=False, co2_tracker=False
     )
@@ -99,30 +101,6 @@ def test_prompts_are_chosen_as_mteb_does(
     assert any(abs(plain[name] - ours[name]) > 1e-3 for name in ours)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_equal_to_mteb_on_its_own_mock_tasks_of_every_text_type() -> None:
-    import mteb
-    from mteb.mocks import MOCK_TASK_TEST_GRID_MONOLINGUAL
-    from sentence_transformers import SentenceTransformer
-
-    theirs = SentenceTransformer(str(minilm()), device="cpu")
-    ours = MtebEncoder(Encoder.load(minilm(), device="cpu"), plain_meta(), 1024)
-    types = set()
-    for known in MOCK_TASK_TEST_GRID_MONOLINGUAL:
-        quiet: dict[str, Any] = {"cache": None, "show_progress_bar": False, "co2_tracker": False}
-        found = [mteb.evaluate(model, type(known)(), **quiet).task_results[0].scores for model in (theirs, ours)]
-        a, b = ([row["main_score"] for split in sorted(s) for row in s[split]] for s in found)
-        assert a == pytest.approx(b, abs=1e-6), known.metadata.name
-        types.add(known.metadata.type)
-    assert {"Retrieval", "Reranking", "Classification", "Clustering", "STS", "PairClassification"} < types
-
-
-def plain_meta() -> Any:
-    from mteb.models.model_meta import ModelMeta, ScoringFunction
-
-    return ModelMeta.create_empty({"name": "lab/tiny", "similarity_fn_name": ScoringFunction.COSINE})
-
-
 def test_results_lie_in_mtebs_layout_and_count_again(
     sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]
 ) -> None:
@@ -149,21 +127,56 @@ def test_only_what_is_missing_or_damaged_or_of_other_texts_is_run(
     make_model: Models, tmp_path: Path, encoded: Counter[str]
 ) -> None:
     root = make_sets(tmp_path / "sets")
-    model, folder = make_model(0), tmp_path / "results" / "boom_ray__tiny-0" / model_revision(make_model(0))
+    place = Path("boom_ray__tiny-0") / model_revision(make_model(0))
+    model, folder, samples = make_model(0), tmp_path / "results" / place, tmp_path / "samples" / place
     first = evaluate(model, [root], results=tmp_path)
     stamps = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.json") if p.name != "model_meta.json"}
-    damaged = folder / "alike.json"
-    damaged.write_text(damaged.read_text()[:100])  # as a kill in the middle of mteb's write leaves it
+    settings = (folder / "run_settings.jsonl").read_text()
+
+    def half(file: Path) -> None:
+        """As a kill in the middle of a write leaves it."""
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+    half(folder / "alike.json")
+    half(samples / "find.npz")
+    half(samples / "rank.json")
+    (folder / "run_settings.jsonl").write_text(settings[: len(settings) // 2])
     (folder / "sort.json").unlink()
+    second = evaluate(model, [root / "in_domain", root / "out_of_domain" / "alike"], results=tmp_path)
+    rerun = {p.name for p in folder.glob("*.json") if stamps.get(p.name) != p.stat().st_mtime_ns} - {"model_meta.json"}
+    assert rerun == {"alike.json", "find.json", "rank.json", "sort.json"}
+    assert second == {name: first[name] for name in second}
+    kept = [json.loads(line)["task"] for line in (folder / "run_settings.jsonl").read_text().splitlines()]
+    assert {"alike", "find", "rank", "sort"} <= set(kept)
     rows = root / "out_of_domain" / "group" / "test.jsonl"
     rows.write_text(rows.read_text().replace("redcat", "bluecat"))
-    second = evaluate(model, [root], results=tmp_path)
-    rerun = {p.name for p in folder.glob("*.json") if stamps.get(p.name) != p.stat().st_mtime_ns} - {"model_meta.json"}
-    assert rerun == {"alike.json", "sort.json", "group.json"}
-    assert {k: v for k, v in second.items() if k != "group"} == {k: v for k, v in first.items() if k != "group"}
+    encoded.clear()
+    changed = evaluate(model, [root], results=tmp_path)
+    assert len(encoded) <= 90  # the texts of the one set that changed
+    assert {k: v for k, v in changed.items() if k != "group"} == {k: v for k, v in first.items() if k != "group"}
     capped = evaluate(model, [root], results=tmp_path, cap=30)
-    assert capped != second  # a capped score never stands for a whole one
-    assert evaluate(model, [root], results=tmp_path) == second
+    assert capped != changed  # a capped score never stands for a whole one
+    assert evaluate(model, [root], results=tmp_path) == changed
+
+
+def test_what_a_score_was_taken_with_is_kept(sets_root: Path, make_model: Models, tmp_path: Path) -> None:
+    scores = evaluate(make_model(0), [sets_root], results=tmp_path, cap={"default": None, "sts": 20})
+    kept = {k.name: k for k in kept_scores(tmp_path, "tiny-0")}
+    assert {name: pytest.approx(k.score, abs=1e-6) for name, k in kept.items()} == scores
+    assert kept["alike"].texts.endswith("-cap20")
+    assert (kept["find"].domain, kept["find"].task_type) == ("in_domain", "retrieval")
+    assert kept["find"].settings["max_tokens"] == 32
+    assert kept_scores(tmp_path, "tiny-0", "another") == kept_scores(tmp_path, "nobody") == []
+    lines = [json.loads(x) for x in next((tmp_path / "results").rglob("run_settings.jsonl")).read_text().splitlines()]
+    assert {x["task"] for x in lines} == set(scores)
+    assert lines[0]["encode_kwargs"]["prompts"] == {"query": "", "document": "", "text": ""}
+
+
+@pytest.mark.skipif("BOOM_RAY_DATA" not in os.environ, reason="BOOM_RAY_DATA names no folder with evaluation data")
+def test_real_sets_equal_mteb_called_directly(tmp_path: Path) -> None:
+    wanted = ("selqa", "conala", "stsb_de", "amazon_counterfactual_en")
+    sets = [e for e in find_sets([Path(os.environ["BOOM_RAY_DATA"]) / "eval"], None) if e.name in wanted]
+    assert evaluate(minilm(), sets, results=tmp_path, cap=30) == pytest.approx(direct(minilm(), sets, 30), abs=1e-6)
 
 
 def test_no_text_is_encoded_twice(sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]) -> None:
@@ -221,30 +234,6 @@ def test_a_collapsed_model_scores_zero_where_its_correlation_is_undefined(
     assert scores["alike"] == 0.0
     assert scores["group"] == pytest.approx(0, abs=1e-6)
     assert evaluate(make_model(0), [sets_root], results=tmp_path) == scores
-
-
-def test_the_vector_cache_is_bounded(make_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    from boom_ray.evaluate import score
-
-    monkeypatch.setattr(score, "_VECTOR_BYTES", 10 * 32 * 4)
-    adapter = MtebEncoder(Encoder.load(make_model(0)), None, 1024)
-    task = SimpleNamespace(name="t", type="STS")
-    texts = [f"redcat {'bluecat ' * i}" for i in range(1, 26)]
-    vectors = adapter.encode(SimpleNamespace(dataset={"text": texts + texts[:3]}), task_metadata=task)
-    assert len(adapter._vectors) == 10
-    assert np.array_equal(vectors[:3], vectors[25:])
-    again = adapter.encode(SimpleNamespace(dataset={"text": texts[::-1]}), task_metadata=task)
-    np.testing.assert_allclose(again[::-1], vectors[:25], atol=1e-6)
-
-
-def test_the_adapter_is_an_encoder_for_mteb(make_model: Models) -> None:
-    from mteb.models import EncoderProtocol, SearchProtocol
-
-    adapter = MtebEncoder(Encoder.load(make_model(0)), None, 1024)
-    assert isinstance(adapter, EncoderProtocol)
-    assert not isinstance(adapter, SearchProtocol)
 
 
 def test_the_table_means_are_complete_or_absent(sets_root: Path) -> None:

@@ -77,6 +77,19 @@ def example(ratios: tuple[float, ...] = RATIOS, ood: bool = True) -> dict[str, A
     }
 
 
+def with_intervals(summary: dict[str, Any], half: float) -> dict[str, Any]:
+    """The summary with intervals of plus and minus ``half`` (0..1) on every difference that it can have."""
+    from boom_ray.report.intervals import REFERENCES, means_of
+
+    names = [m["name"] for m in summary["models"]]
+    means, sets = list(means_of(summary["sets"])), [s["name"] for s in summary["sets"]]
+
+    def every(keys: list[str]) -> dict[str, dict[str, dict[str, list[float]]]]:
+        return {r: {name: {key: [0.0, -half, half] for key in keys} for name in names} for r in REFERENCES}
+
+    return {**summary, "intervals": {"means": every(means), "sets": every(sets)}}
+
+
 def _dataset(name: str, task_type: str, rows: int) -> dict[str, Any]:
     dropped = {"rejected": 3, "duplicates": rows // 40, "decontaminated": rows // 500, "capped": 0}
     held = max(50, rows // 50)

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import yaml
-from report_example import example
+from report_example import example, with_intervals
 
 from boom_ray.report.card import write_card
 
@@ -80,6 +80,14 @@ def test_limits_are_honest():
     single = write_card(example(ratios=(1.0,)), published_name="x")
     assert "One model, trained from" in single
     assert "2 out-of-domain sets and on one run" in single
+
+
+def test_every_difference_has_its_interval():
+    card = write_card(with_intervals(example(), 0.0123), published_name="x")
+    rows = [line for line in card.splitlines() if line.startswith(("| member-", "| python_", "| mean |"))]
+    scores = [line for line in rows if "±" in line]
+    assert len(scores) == 5 + 5 + 2, "members, sets, and the mean of each domain"
+    assert "±: 95 % interval" in card
 
 
 def test_cells_cannot_break_tables():

@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from report_example import example
+from report_example import example, with_intervals
 
 from boom_ray.report.page import most_at_once, write_page
 from boom_ray.report.redact import redact
@@ -65,6 +65,13 @@ def test_the_answer_comes_first():
     assert html.index("<h1>") < html.index("<table") < html.index("<svg") < html.index("Corpus")
     assert "47.88" in html
     assert "member-3" in html
+
+
+def test_every_difference_has_its_interval():
+    html = write_page(with_intervals(example(), 0.0123))
+    parse(html)
+    assert html.count("<small>±1.23</small>") == 9 * 4 - 2, "to base and members in both domains, but base to base"
+    assert "95 % interval over other queries and texts of these sets" in html
 
 
 def test_everything_is_escaped():

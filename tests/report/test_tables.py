@@ -5,9 +5,18 @@ from __future__ import annotations
 import copy
 
 import pytest
-from report_example import example
+from report_example import example, with_intervals
 
-from boom_ray.report.tables import best_trial, format_tables, headline, lower_is_better, score_table, verdict
+from boom_ray.report.tables import (
+    best_trial,
+    headline,
+    leaderboard,
+    leaderboards,
+    lower_is_better,
+    score_table,
+    verdict,
+)
+from boom_ray.report.text import format_tables
 
 
 def small() -> dict:
@@ -89,6 +98,63 @@ def test_headline_is_one_sentence_about_what_was_published():
         "merge-ratio was published: 62.5 points in-domain (+17.5 to base, +2.5 to the members' mean), "
         "58.0 points out-of-domain (-2.0 to base, +3.0 to the members' mean)."
     )
+
+
+def test_intervals_decide_what_can_be_told():
+    text = "\n".join(verdict(with_intervals(small(), 0.027)))
+    assert (
+        "merge-ratio against the members' mean: in-domain no difference can be told (+2.50 ±2.70), "
+        "out-of-domain at least as good (+3.00 ±2.70)." in text
+    )
+    assert "Every member beats base in-domain." in text
+    assert "without confidence intervals" not in text
+    wide = with_intervals(small(), 0.12)
+    assert "Every member is above base in-domain, but within its interval: member-0." in verdict(wide)
+    assert "62.5 points in-domain (+17.5 ±12.0 to base, +2.5 ±12.0 to the members' mean)" in headline(wide)
+
+
+def test_means_over_sets_and_types_and_the_published_model_against_each():
+    summary = small()
+    summary["sets"][2]["task_type"] = "retrieval"
+    rows = {name: cells for name, *cells in leaderboard(summary)}
+    assert rows["base"] == ["50.00", "-", "52.50", "-", "+17.50", "-2.00"]
+    assert rows["member-1"] == ["60.00", "+10.00", "57.50", "+5.00", "-2.50", "+8.00"]
+    assert rows["merge-ratio"][4:] == ["-", "-"]
+    assert leaderboard(with_intervals(summary, 0.01))[0][1:] == [
+        "50.00",
+        "-",
+        "52.50",
+        "-",
+        "+17.50 ±1.00",
+        "-2.00 ±1.00",
+    ]
+    assert leaderboard({**summary, "sets": []}) == []
+
+
+def test_each_benchmark_has_its_means():
+    summary = small()
+    assert [title for title, *_ in leaderboards(summary)] == ["All 3 sets"]
+    summary["sets"][0]["benchmark"] = summary["sets"][2]["benchmark"] = "MTEB(eng, v2)"
+    summary["sets"][2]["task_type"] = "retrieval"
+    found = {title: (head, rows) for title, head, rows in leaderboards(with_intervals(summary, 0.01))}
+    assert list(found) == ["MTEB(eng, v2), 2 sets", "local sets, 1 set", "All 3 sets"]
+    head, rows = found["MTEB(eng, v2), 2 sets"]
+    assert len(head) == len(rows[0]) == 6
+    assert rows[1] == ["member-0", "55.00", "+5.00 ±1.00", "55.00", "+5.00 ±1.00", "+4.00 ±1.00"]
+    assert "MTEB(eng, v2), 2 sets, as mteb's leaderboard takes them" in format_tables(summary)
+
+
+def test_what_holds_over_other_sets_is_a_sentence_of_its_own():
+    summary = small()
+    summary["intervals"] = {"over_sets": {"base": [0.1, -0.05, 0.25], "members": None}, "means": {}}
+    assert "Over other sets like these merge-ratio is +10.00 [-5.00, +25.00] to base." in verdict(summary)
+
+
+def test_terminal_text_with_intervals_fits():
+    text = format_tables(with_intervals(example(), 0.0123))
+    assert "±1.23" in text
+    tables = text.rsplit("\n\n", 1)[0]
+    assert max(map(len, tables.splitlines())) <= 120
 
 
 def test_terminal_text_names_every_set_and_marks_the_published_model():
