@@ -53,7 +53,8 @@ ONLY = {
     "mteb": {
         "evaluate.tasks",
         "evaluate.local_tasks",
-        "evaluate.cutting", "evaluate.keeping",
+        "evaluate.cutting",
+        "evaluate.keeping",
         "evaluate.score",
         "evaluate.results",
         "evaluate.vectors",
