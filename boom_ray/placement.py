@@ -32,6 +32,7 @@ def place(jobs: Sequence[Job], limits: Limits, speed: Speed = Speed()) -> list[P
             )
     if not jobs:
         return []
+    jobs = sorted(jobs, key=lambda job: (-job.work, job.name))  # ties are broken by name, never by who came first
     pack = _Packer(jobs, limits, speed)
     targets = sorted({speed.seconds(job.work, width) for job in jobs for width in pack.widths(job)})
     plans = [pack.longest_first([pack.least(job, target) for job in jobs]) for target in targets]
@@ -142,7 +143,7 @@ def _taken(free: Free, count: int, start: float, until: float) -> Free:
 
 
 class _Packer:
-    """List scheduling of some jobs within limits."""
+    """List scheduling of some jobs, which are given most work first, within limits."""
 
     def __init__(self, jobs: Sequence[Job], limits: Limits, speed: Speed) -> None:
         self._jobs, self._limits, self._speed = jobs, limits, speed
@@ -170,8 +171,7 @@ class _Packer:
             ends = [(calendar.start(w) + self._speed.seconds(job.work, w), w) for w in self.widths(job)]
             return next((width for end, width in ends if end <= within), min(ends)[1])
 
-        order = sorted(self._jobs, key=lambda job: (-job.work, job.name))
-        return _in_order(self._book(calendar, job, choose(job)) for job in order)
+        return _in_order(self._book(calendar, job, choose(job)) for job in self._jobs)
 
     def improved(self, plan: list[Placement]) -> list[Placement]:
         """The plan with single widths changed by one for as long as that makes it better."""
