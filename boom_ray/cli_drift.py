@@ -9,25 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boom_ray.config import BoomError
+from boom_ray.cli_evaluate import Benchmarks, Caps, Sets, Tasks
 
 if TYPE_CHECKING:
     from boom_ray.evaluate.marks import Mark
     from boom_ray.evaluate.sets import EvalSet
     from boom_ray.evaluate.settings import Cap
 
-Sets = Annotated[
-    list[Path] | None,
-    typer.Option("--sets", help="Folder of evaluation sets (docs/evaluation.md). Repeatable. Default: the run's sets."),
-]
-Benchmarks = Annotated[list[str] | None, typer.Option("--benchmark", help="Benchmark of mteb, by name. Repeatable.")]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Task of mteb, by name. Repeatable.")]
-Caps = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--cap", help="Texts per set at most, the same for all models: 500, NAME=100, default=500. Repeatable."
-    ),
-]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Run of the model. Default: the run that it is in.")]
 KeepIn = Annotated[
     Path | None,
@@ -75,10 +63,10 @@ def drift(
     from boom_ray.evaluate.drift import drift as compare
     from boom_ray.evaluate.settings import read_cap
     from boom_ray.overlaps import plain_texts
+    from boom_ray.report.drawing import check_plot
     from boom_ray.report.drift import format_drift
 
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise BoomError(f"--plot {plot}: give a name that ends in .png or .svg.")
+    check_plot(plot)
     limit = read_cap(cap or ())
     own = {file.name: plain_texts(file, limit if isinstance(limit, int) else None) for file in texts or ()}
     wanted = _Wanted(tuple(sets or ()), tuple(benchmarks or ()), tuple(tasks or ()), limit, run_dir)
@@ -177,12 +165,12 @@ def _write_json(file: Path | None, told: Any) -> None:
 
 
 def _draw(told: Any, file: Path) -> None:
-    from boom_ray.report.drawing import to_png, to_svg
+    from boom_ray.report.drawing import to_file
     from boom_ray.report.drift import drift_figure
 
     figure = drift_figure(told)
     if figure is not None:
-        file.write_bytes(to_svg(figure) if file.suffix == ".svg" else to_png(figure))
+        file.write_bytes(to_file(figure, file))
 
 
 def _keep_in_run(told: Any, run_dir: Path) -> None:

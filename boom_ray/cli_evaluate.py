@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 Sets = Annotated[
     list[Path] | None,
-    typer.Option("--sets", help="Folder of evaluation sets (docs/evaluation.md). Repeatable."),
+    typer.Option(
+        "--sets",
+        help="Folder of evaluation sets (docs/evaluation.md). Repeatable. Default: the run's, or what is kept.",
+    ),
 ]
 Benchmarks = Annotated[
     list[str] | None, typer.Option("--benchmark", help="Benchmark of mteb by name, as 'MTEB(eng, v2)'. Repeatable.")
@@ -135,13 +138,13 @@ def compare(
 
       boom-ray compare plain=a1/,a2/,a3/ ensemble=b1/,b2/,b3/ --html compare.html
     """
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise BoomError(f"--plot {plot}: give a name that ends in .png or .svg.")
     if offline:
         _go_offline()
     from boom_ray.contenders import find_contender, split_sides
     from boom_ray.overlaps import touched_tasks
+    from boom_ray.report.drawing import check_plot
 
+    check_plot(plot)
     sides = {label: [find_contender(name) for name in names] for label, names in split_sides(models).items()}
     if sets or benchmarks or tasks:
         asked = _Asked(tuple(sets or ()), _evaluation(benchmarks, tasks, cap, prompts, trained))
@@ -248,18 +251,18 @@ def _kept_sides(sides: Mapping[str, Sequence[Contender]], results: Path) -> Comp
 
 def _write(found: Comparison, plot: Path | None, html: Path | None, json_file: Path | None) -> None:
     from boom_ray.report.comparison import forest, format_comparison, to_json, write_comparison
-    from boom_ray.report.drawing import to_png, to_svg
+    from boom_ray.report.drawing import to_file
 
-    files: dict[Path | None, Callable[[], bytes]] = {
-        plot: lambda: to_svg(forest(found)) if plot and plot.suffix == ".svg" else to_png(forest(found)),
-        html: lambda: write_comparison(found).encode(),
-        json_file: lambda: (json.dumps(to_json(found), indent=1) + "\n").encode(),
-    }
+    files: list[tuple[Path | None, Callable[[Path], bytes]]] = [
+        (plot, lambda file: to_file(forest(found), file)),
+        (html, lambda _: write_comparison(found).encode()),
+        (json_file, lambda _: (json.dumps(to_json(found), indent=1) + "\n").encode()),
+    ]
     typer.echo(format_comparison(found))
-    for file, made in files.items():
+    for file, made in files:
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(made())
+            file.write_bytes(made(file))
             typer.echo(f"written: {file}")
 
 

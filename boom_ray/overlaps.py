@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 from boom_ray.config import BoomError, Recipe
 from boom_ray.evaluate.sets import EvalSet
@@ -127,14 +125,11 @@ def touched_tasks(models: Mapping[str, Path | None], results: Path) -> dict[str,
 
 def kept_samples(model: Path, sets: Sequence[EvalSet], results: Path) -> dict[str, Samples]:
     """What the kept scores of a model were made from, by set; without the sets that have not been scored yet."""
-    from boom_ray.evaluate.results import model_meta, open_cache, samples_file
-    from boom_ray.evaluate.significance import Samples
+    from boom_ray.evaluate.results import model_meta, open_cache, read_kept
 
-    meta, cache, found = model_meta(model, None, None, ()), open_cache(results), {}
-    for entry in sets:
-        with suppress(OSError, ValueError, KeyError, BadZipFile):  # not there, or damaged: evaluate makes it again
-            found[entry.name] = Samples.load(samples_file(cache, meta, entry))
-    return found
+    meta, cache = model_meta(model, None, None, ()), open_cache(results)
+    found = {entry.name: read_kept(cache, meta, entry) for entry in sets}
+    return {name: samples for name, samples in found.items() if samples is not None}
 
 
 def plain_texts(file: Path, cap: int | None = None) -> list[str]:

@@ -257,11 +257,11 @@ def _final(run: Run) -> None:
 
 def _merge(run: Run, task: FinalTask) -> None:
     """The merges of the table; their actor is gone, with its cores, when they are there."""
-    todo = [name for name in MERGES if not run.has(run.keys.merges[name])]
-    final = _final_actor(task) if todo else None
-    for name in todo:
-        run.echo(f"[{time.strftime('%H:%M:%S')}] final: merging with {name} weights")
-        assert final is not None
+    final = None
+    for name in MERGES:
+        if not due(run, run.keys.merges[name], f"final: merging with {name} weights"):
+            continue
+        final = final or _final_actor(task)
         final.merge(name, *merge_weights(run.recipe, run.ledger, run.keys, name))
 
 

@@ -10,7 +10,8 @@ from boom_ray.config import BoomError, Recipe
 from boom_ray.data.batches import DrawSettings
 from boom_ray.evaluate.board import Job
 from boom_ray.evaluate.crew import Told
-from boom_ray.evaluate.queue import anywhere, at_hand, defined, score_jobs
+from boom_ray.evaluate.queue import anywhere, at_hand, score_jobs
+from boom_ray.evaluate.results import defined
 from boom_ray.evaluate.worker import ModelToScore, Work
 from boom_ray.final import FinalTask
 from boom_ray.ledger import Key, Ledger

@@ -38,7 +38,8 @@ ORDER = [
     ("pipeline", "submit", "study", "inspection"),
     ("bench",),
     ("cli_plan",),
-    ("cli_bench", "cli_corpus", "cli_drift", "cli_evaluate"),
+    ("cli_bench", "cli_corpus", "cli_evaluate"),
+    ("cli_drift",),
     ("cli",),
     ("__main__",),
 ]

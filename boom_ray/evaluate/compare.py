@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from boom_ray.config import BoomError
+from boom_ray.evaluate.means import LOCAL, even, over_types
 from boom_ray.evaluate.samples import Samples
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, over_tasks
@@ -114,10 +115,10 @@ def means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
         return rows
     types = _groups(tasks, [task.task_type for task in tasks])
     several = [(name, names) for name, names in sorted(types.items()) if 1 < len(names) < len(tasks)]
-    rows += [(name, "type", _even(names)) for name, names in several]
+    rows += [(name, "type", even(names)) for name, names in several]
     domains = _groups(tasks, [_DOMAINS.get(task.domain, "") for task in tasks])
-    rows += [(name, "domain", _even(names)) for name, names in domains.items()] if len(domains) > 1 else []
-    benchmarks = _groups(tasks, [task.benchmark or "local sets" for task in tasks])
+    rows += [(name, "domain", even(names)) for name, names in domains.items()] if len(domains) > 1 else []
+    benchmarks = _groups(tasks, [task.benchmark or LOCAL for task in tasks])
     for name, names in benchmarks.items() if len(benchmarks) > 1 else ():
         rows += _both([task for task in tasks if task.name in names], f" of {name}", "benchmark")
     return rows + _both(tasks, "", "mean")
@@ -126,9 +127,9 @@ def means(tasks: Sequence[Task]) -> list[tuple[str, RowKind, dict[str, float]]]:
 def _both(tasks: Sequence[Task], of: str, kind: RowKind) -> list[tuple[str, RowKind, dict[str, float]]]:
     """Means over types and over tasks, as the leaderboard has them for each benchmark."""
     types = _groups(tasks, [task.task_type for task in tasks])
-    each = {name: 1 / (len(types) * len(names)) for names in types.values() for name in names}
-    over_types: list[tuple[str, RowKind, dict[str, float]]] = [(f"mean over types{of}", "types", each)]
-    return (over_types if len(types) > 1 else []) + [(f"mean over tasks{of}", kind, _even([t.name for t in tasks]))]
+    each = over_types({task.name: task.task_type for task in tasks})
+    above: list[tuple[str, RowKind, dict[str, float]]] = [(f"mean over types{of}", "types", each)]
+    return (above if len(types) > 1 else []) + [(f"mean over tasks{of}", kind, even([t.name for t in tasks]))]
 
 
 def _groups(tasks: Sequence[Task], keys: Sequence[str]) -> dict[str, list[str]]:
@@ -137,10 +138,6 @@ def _groups(tasks: Sequence[Task], keys: Sequence[str]) -> dict[str, list[str]]:
     for task, key in zip(tasks, keys, strict=True):
         groups.setdefault(key, []).append(task.name)
     return groups if "" not in groups else {}
-
-
-def _even(names: Sequence[str]) -> dict[str, float]:
-    return dict.fromkeys(names, 1 / len(names))
 
 
 def _row(

@@ -6,7 +6,6 @@ what. Results are kept as soon as they are there, so a run that was killed goes 
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Board, Job
 from boom_ray.evaluate.crew import Alone, Crew, Told, drive
 from boom_ray.evaluate.downloads import require_data
+from boom_ray.evaluate.results import cached, defined, model_meta, model_revision, open_cache
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.worker import ModelToScore, Work
 
@@ -82,8 +82,6 @@ def _all(work: Work) -> int:
 
 def _known(model: ModelToScore) -> ModelToScore:
     """A model with absolute paths, as actors may run elsewhere, and its revision, which costs reading all of it."""
-    from boom_ray.evaluate.results import model_revision
-
     directory, results = Path(model.directory), Path(model.results)
     if not directory.is_dir():
         raise BoomError(f"model {directory} is not a directory.")
@@ -105,8 +103,6 @@ def at_hand(work: Work) -> list[dict[str, float]]:
     """For each model the scores that are kept already."""
     if not any(Path(model.results).is_dir() for model in work.models):
         return [{} for _ in work.models]  # without the seconds that importing mteb takes
-    from boom_ray.evaluate.results import cached, model_meta, open_cache
-
     found = []
     for model in work.models:
         cache = open_cache(model.results)
@@ -114,11 +110,6 @@ def at_hand(work: Work) -> list[dict[str, float]]:
         scores = {entry.name: cached(cache, meta, entry) for entry in work.sets}
         found.append({name: defined(score) for name, score in scores.items() if score is not None})
     return found
-
-
-def defined(score: float) -> float:
-    """A correlation that is undefined because all vectors are equal counts as 0."""
-    return 0.0 if math.isnan(score) else score
 
 
 def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], actors: int | None = None) -> None:

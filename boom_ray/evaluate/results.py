@@ -83,14 +83,22 @@ def load_samples(
     meta, cache = model_meta(Path(model), name, revision, ()), open_cache(results)
     found = {}
     for entry in sets:
-        try:
-            found[entry.name] = Samples.load(samples_file(cache, meta, entry))
-            if found[entry.name].texts != entry.text_revision:
-                raise ValueError("scores on other texts")
-        except _DAMAGED:
+        samples = read_kept(cache, meta, entry)
+        if samples is None:
             what = f"'{entry.name}'" + (f" with a cap of {entry.cap} texts" if entry.cap else "")
-            raise BoomError(f"model {meta.name} has no scores on {what} in {results}: evaluate it first.") from None
-    return {key: samples for key, samples in found.items() if samples.known}
+            raise BoomError(f"model {meta.name} has no scores on {what} in {results}: evaluate it first.")
+        if samples.known:
+            found[entry.name] = samples
+    return found
+
+
+def read_kept(cache: Any, meta: Any, entry: EvalSet) -> Samples | None:
+    """What the kept score of a set was made from; None: not there, of other texts, or damaged."""
+    try:
+        samples = Samples.load(samples_file(cache, meta, entry))
+    except _DAMAGED:
+        return None
+    return samples if samples.texts == entry.text_revision else None
 
 
 def kept_folder(results: str | Path, model: str, revision: str | None = None) -> Path | None:
@@ -145,6 +153,11 @@ def cached(cache: Any, meta: Any, entry: EvalSet) -> float | None:
         return score if whole and texts == {entry.text_revision} else None
     except _DAMAGED:
         return None
+
+
+def defined(score: float) -> float:
+    """A correlation that is undefined because all vectors are equal counts as 0."""
+    return 0.0 if math.isnan(score) else score
 
 
 def keep(cache: Any, meta: Any, entry: EvalSet, result: Any, samples: Samples, settings: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ file that cannot be read is made again. No text is encoded twice within one call
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.downloads import require_data
-from boom_ray.evaluate.results import cached, keep, meta_for, model_meta, open_cache
+from boom_ray.evaluate.results import cached, defined, keep, meta_for, model_meta, open_cache
 from boom_ray.evaluate.sets import EvalSet, find_sets
 from boom_ray.evaluate.settings import Cap, asked
 from boom_ray.evaluate.vectors import MtebEncoder, load_adapter
@@ -74,7 +73,7 @@ def evaluate(
     scores = {name: score for name, score in found.items() if score is not None}
     if len(scores) < len(entries):
         raise BoomError(f"results were written to {results} but cannot be read back: is another process clearing it?")
-    return {name: 0.0 if math.isnan(score) else score for name, score in scores.items()}
+    return {name: defined(score) for name, score in scores.items()}
 
 
 def run_set(adapter: MtebEncoder, entry: EvalSet, cache: Any) -> None:

@@ -147,20 +147,15 @@ class MtebEncoder:
         return self.default_prompt if prompt is None else prompt
 
 
-def load_adapter(
-    directory: Path, meta: Any, chunk_tokens: int = 16384, tokens: TokenCache | None = None
-) -> MtebEncoder:
-    """A model directory as mteb sees it; ``meta`` is its ``ModelMeta``, ``tokens`` are shared with other models.
+def load_adapter(directory: Path, meta: Any, chunk_tokens: int) -> MtebEncoder:
+    """A model directory as mteb sees it; ``meta`` is its ``ModelMeta``.
 
     Raises:
         BoomError: the directory cannot be read as a model.
     """
     from boom_ray.encoder import Encoder
 
-    encoder = Encoder.load(directory)
-    if tokens:
-        tokens.serve(encoder)
-    return MtebEncoder(encoder, meta, chunk_tokens, default_prompt(directory))
+    return MtebEncoder(Encoder.load(directory), meta, chunk_tokens, default_prompt(directory))
 
 
 def default_prompt(directory: Path) -> str:

@@ -109,7 +109,7 @@ def prepare(plan: MergePlan) -> list[str]:
         shutil.rmtree(plan.notes, ignore_errors=True)
         plan.notes.mkdir()
         _write_note(plan.notes / _PLAN, [plan.identity, plan.directory.stat().st_ino])
-    if read_note(plan.notes / _LAID_OUT) != _boot():
+    if _read_note(plan.notes / _LAID_OUT) != _boot():
         copy_files(plan.members[0], plan.directory)
         preallocate(plan.layout, plan.directory)
         for name in plan.opened.copied:
@@ -120,7 +120,7 @@ def prepare(plan: MergePlan) -> list[str]:
 
 
 def _begun(plan: MergePlan) -> bool:
-    return plan.directory.is_dir() and read_note(plan.notes / _PLAN) == [plan.identity, plan.directory.stat().st_ino]
+    return plan.directory.is_dir() and _read_note(plan.notes / _PLAN) == [plan.identity, plan.directory.stat().st_ino]
 
 
 def notes_of(directory: Path) -> Path:
@@ -129,11 +129,11 @@ def notes_of(directory: Path) -> Path:
 
 def written(directory: Path, target: Path) -> bool:
     """Whether the merge whose scratch was called ``directory`` is what stands at ``target`` now."""
-    note = read_note(notes_of(directory) / _PLAN)
+    note = _read_note(notes_of(directory) / _PLAN)
     return target.is_dir() and isinstance(note, list) and note[1:] == [target.stat().st_ino]
 
 
-def read_note(file: Path) -> Any:
+def _read_note(file: Path) -> Any:
     """The note, or None where there is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from boom_ray.config import BoomError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,6 +71,21 @@ def to_svg(figure: Figure) -> bytes:
 def to_png(figure: Figure, dpi: int = 200) -> bytes:
     """The figure as PNG on white."""
     return _save(figure, "png", {"Software": None}, dpi=dpi, facecolor=PAPER)
+
+
+def check_plot(file: Path | None) -> None:
+    """Refuse a file that :func:`to_file` cannot write, before the work for it is done.
+
+    Raises:
+        BoomError: another ending.
+    """
+    if file is not None and file.suffix not in (".png", ".svg"):
+        raise BoomError(f"--plot {file}: give a name that ends in .png or .svg.")
+
+
+def to_file(figure: Figure, file: Path) -> bytes:
+    """What is to be written into a file of that name, .png or .svg."""
+    return to_svg(figure) if file.suffix == ".svg" else to_png(figure)
 
 
 def _save(figure: Figure, kind: str, metadata: dict[str, None], **options: Any) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.evaluate.means import LOCAL, even, over_types
+
 if TYPE_CHECKING:
     from boom_ray.evaluate.significance import Bootstrap, Contrast, Interval, Paired, Samples
 
@@ -60,26 +62,27 @@ def means_of(sets: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     means: dict[str, dict[str, float]] = {}
     for domain in ("in_domain", "out_of_domain"):
         names = [s["name"] for s in sets if s["domain"] == domain]
-        means |= {domain: dict.fromkeys(names, 1 / len(names))} if names else {}
-    groups = {"": list(sets), **{f" of {name}": [s for s in sets if _group(s) == name] for name in benchmarks_of(sets)}}
+        means |= {domain: even(names)} if names else {}
+    groups = {
+        "": list(sets),
+        **{f" of {name}": [s for s in sets if benchmark_of(s) == name] for name in benchmarks_of(sets)},
+    }
     for of, group in groups.items():
-        sizes: dict[str, int] = {}
-        for entry in group:
-            sizes[entry["task_type"]] = sizes.get(entry["task_type"], 0) + 1
         if group:
-            means[f"tasks{of}"] = {s["name"]: 1 / len(group) for s in group}
-            means[f"types{of}"] = {s["name"]: 1 / (len(sizes) * sizes[s["task_type"]]) for s in group}
+            means[f"tasks{of}"] = even([s["name"] for s in group])
+            means[f"types{of}"] = over_types({s["name"]: s["task_type"] for s in group})
     return means
 
 
 def benchmarks_of(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     """The benchmarks that the sets belong to, ``local sets`` among them; nothing where all belong to one."""
-    names = list(dict.fromkeys(_group(entry) for entry in sets))
+    names = list(dict.fromkeys(benchmark_of(entry) for entry in sets))
     return names if len(names) > 1 else []
 
 
-def _group(entry: Mapping[str, Any]) -> str:
-    return entry.get("benchmark") or "local sets"
+def benchmark_of(entry: Mapping[str, Any]) -> str:
+    """The benchmark that a set belongs to."""
+    return entry.get("benchmark") or LOCAL
 
 
 def _contrasts(summary: Summary, names: Sequence[str]) -> dict[str, dict[str, Contrast]]:

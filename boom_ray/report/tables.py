@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from boom_ray.report.intervals import benchmarks_of, format_difference, mean_reach, means_of, set_reach
+from boom_ray.report.intervals import benchmark_of, benchmarks_of, format_difference, mean_reach, means_of, set_reach
 
 Summary = Mapping[str, Any]
 DOMAINS = {"in_domain": "in-domain", "out_of_domain": "out-of-domain"}
@@ -126,7 +126,7 @@ def leaderboard(summary: Summary, of: str = "") -> list[list[str]]:
 def leaderboards(summary: Summary) -> list[tuple[str, list[str], list[list[str]]]]:
     """(title, heads, rows) of :func:`leaderboard` for each of several benchmarks, and for all sets."""
     sets = summary.get("sets") or []
-    counts = {name: sum((s.get("benchmark") or "local sets") == name for s in sets) for name in benchmarks_of(sets)}
+    counts = {name: sum(benchmark_of(s) == name for s in sets) for name in benchmarks_of(sets)}
     parts = [(f"{name}, {n} {'set' if n == 1 else 'sets'}", [*LEADERBOARD[:5], "published minus it"], name)
              for name, n in counts.items()]  # fmt: skip
     whole = (f"All {len(sets)} {'set' if len(sets) == 1 else 'sets'}", [*LEADERBOARD], "")
