@@ -20,6 +20,8 @@ _QUIET = {
 # Ray's switch for one-machine clusters: every server binds to 127.0.0.1. `_node_ip_address="127.0.0.1"` does not: Ray
 # puts the machine's own address in its place and listens on all interfaces.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# A machine of one's own is not preempted; the actor that would watch for it takes a hundredth of a core all the time.
+_LASTING = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 _OBJECT_STORE_BYTES = 256 << 20  # rows never travel through it: descriptors and small results do
 
 
@@ -30,7 +32,7 @@ def ray_session() -> Iterator[None]:
     A local cluster ends with the block, and by itself if this process is killed. An existing connection is left alone.
     """
     local = not os.environ.get("RAY_ADDRESS")
-    for name, value in (_QUIET | (_LOOPBACK if local else {})).items():
+    for name, value in (_QUIET | (_LOOPBACK | _LASTING if local else {})).items():
         os.environ.setdefault(name, value)
     import ray  # only now: Ray reads its switches when it is imported
 

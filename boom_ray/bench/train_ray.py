@@ -1,7 +1,9 @@
 """``boom-ray bench train --ray``: the loop under Ray Train and DeepSpeed beside the same loop on plain torch.
 
-One worker with all threads trains the same batches both ways, in turn, each in a process of its own; the seconds of a
-step come from the members' step logs, those of the first steps left out. The texts are those of ``bench train``.
+One worker trains the same batches both ways, in turn, each in a process of its own; the seconds of a step come from the
+members' step logs, those of the first steps left out. The texts are those of ``bench train``. It is done twice: with a
+core left to Ray's own processes, as a worker of a GPU leaves them many, and with a thread on every core. In the latter
+case what Ray's processes take (a tenth of a core) stops all threads of the worker, which wait for one another.
 """
 
 from __future__ import annotations
@@ -24,18 +26,28 @@ from boom_ray.config import BoomError, Recipe, parse_recipe
 KINDS = ("plain", "ray")
 _WARM_STEPS = 2  # of every run, not counted
 
+Variant = tuple[str, int]  # a kind and the worker's threads
+
 
 @dataclass(frozen=True)
 class RayBench:
-    """What is measured: ``steps`` steps of ``batch`` rows after the first two, in ``turns`` runs of both kinds."""
+    """What is measured: ``steps`` steps of ``batch`` rows after the first two, in ``turns`` runs of both kinds.
+
+    Attributes:
+        threads: numbers of the worker's threads; default: all cores but one, and all.
+    """
 
     data: str
     model: str
     batch: int = 96
     steps: int = 6
     turns: int = 2
-    threads: int = 2
+    threads: tuple[int, ...] = ()
     max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        cores = len(os.sched_getaffinity(0))
+        object.__setattr__(self, "threads", tuple(self.threads) or tuple(sorted({max(1, cores - 1), cores})))
 
 
 def bench_ray(bench: RayBench, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -46,18 +58,19 @@ def bench_ray(bench: RayBench, say: Callable[[str], None] = lambda line: None) -
     """
     from boom_ray.bench.prepared import prepare
 
-    steps: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    steps: dict[Variant, list[dict[str, Any]]] = {(kind, n): [] for n in bench.threads for kind in KINDS}
     with tempfile.TemporaryDirectory(prefix="boom-ray-bench-") as folder:
-        prepare(_recipe(bench), Path(folder) / "run", say)
+        prepare(_recipe(bench, bench.threads[0]), Path(folder) / "run", say)
         for turn in range(bench.turns):
-            for kind in KINDS:
-                found = _run(bench, kind, turn, Path(folder))
-                steps[kind] += found
-                say(f"turn {turn + 1} {kind}: {statistics.median(s['seconds'] for s in found):.2f} s a step")
-    return {"settings": asdict(bench), "machine": machine(), "rows": [_row(kind, steps) for kind in KINDS]}
+            for kind, threads in steps:
+                found = _run(bench, (kind, threads), turn, Path(folder))
+                steps[kind, threads] += found
+                seconds = statistics.median(step["seconds"] for step in found)
+                say(f"turn {turn + 1}, {kind}, {threads} threads: {seconds:.2f} s a step")
+    return {"settings": asdict(bench), "machine": machine(), "rows": [_row(variant, steps) for variant in steps]}
 
 
-def _recipe(bench: RayBench) -> Recipe:
+def _recipe(bench: RayBench, threads: int) -> Recipe:
     return parse_recipe(
         {
             "name": "bench",
@@ -71,17 +84,19 @@ def _recipe(bench: RayBench) -> Recipe:
                 "temperature": 0.05,
                 "hard_negatives": 0,
             },
-            "resources": {"cpus_per_worker": bench.threads, "max_width": 1},
+            "resources": {"cpus_per_worker": threads, "max_width": 1},
         },
         origin="bench train",
     )
 
 
-def _run(bench: RayBench, kind: str, turn: int, folder: Path) -> list[dict[str, Any]]:
+def _run(bench: RayBench, variant: Variant, turn: int, folder: Path) -> list[dict[str, Any]]:
     """The counted steps of one run, out of its log."""
-    job = {**asdict(bench), "kind": kind, "turn": turn, "run": str(folder / "run"), "out": str(folder / "log")}
+    kind, threads = variant
+    paths = {"run": str(folder / "run"), "out": str(folder / "log")}
+    job = {**asdict(bench), **paths, "kind": kind, "threads": [threads], "turn": f"{threads}-{turn}"}
     command = [sys.executable, "-m", "boom_ray.bench.train_ray", json.dumps(job)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(bench.threads), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
@@ -90,13 +105,15 @@ def _run(bench: RayBench, kind: str, turn: int, folder: Path) -> list[dict[str, 
     return [json.loads(line) for line in lines]
 
 
-def _row(kind: str, steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _row(variant: Variant, steps: Mapping[Variant, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Every step is one of the same batch in each run, so each is compared with itself."""
-    own, plain = steps[kind], steps["plain"]
+    kind, threads = variant
+    own, plain = steps[variant], steps["plain", threads]
     seconds = sum(step["seconds"] for step in own)
     ratios = [step["seconds"] / other["seconds"] for step, other in zip(own, plain, strict=True)]
     return {
         "variant": kind,
+        "threads": threads,
         "step_seconds": seconds / len(own),
         "ratio": statistics.median(ratios),
         "stall_share": sum(step["waited"] for step in own) / seconds,
@@ -107,11 +124,15 @@ def _row(kind: str, steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[st
 
 def table(result: Mapping[str, Any]) -> str:
     """The rows as plain text."""
-    lines = [f"{'loop':22} {'s a step':>9} {'× plain':>8} {'waiting %':>10} {'tokens/s':>9} {'steps':>6}"]
+    lines = [
+        f"{'loop':22} {'threads':>7} {'s a step':>9} {'× plain':>8} {'waiting %':>10} {'tokens/s':>9} {'steps':>6}"
+    ]
     names = {"plain": "plain torch", "ray": "Ray Train, DeepSpeed"}
     for row in result["rows"]:
         cells = f"{row['step_seconds']:9.3f} {row['ratio']:8.3f} {100 * row['stall_share']:10.3f}"
-        lines.append(f"{names[row['variant']]:22} {cells} {row['tokens_per_second']:9.0f} {row['steps']:6}")
+        lines.append(
+            f"{names[row['variant']]:22} {row['threads']:7} {cells} {row['tokens_per_second']:9.0f} {row['steps']:6}"
+        )
     return "\n".join(lines)
 
 
@@ -123,7 +144,7 @@ def main(job: Mapping[str, Any]) -> None:
     from boom_ray.train.work import member_work
 
     bench = RayBench(**{field.name: job[field.name] for field in dataclasses.fields(RayBench)})
-    recipe, ledger = _recipe(bench), Ledger(job["run"])
+    recipe, ledger = _recipe(bench, bench.threads[0]), Ledger(job["run"])
     task, batches = member_work(recipe, ledger, derive_keys(recipe, look(recipe)), 0)
     key = Key("members", f"{job['kind']}-{job['turn']}", task.key.identity)
     task = dataclasses.replace(task, key=key)
