@@ -1,17 +1,19 @@
-"""The board's actions carried out, by whatever crew there is; and the crew that is this process alone."""
+"""The board's actions carried out, by whatever crew there is; and the crew that is this process's own threads."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Action, Board, Encode, Job, Need, Resume, Start
-from boom_ray.evaluate.worker import Done, Work, Worker
+from boom_ray.evaluate.worker import Desk, Done, Work, Worker
 
 
 @dataclass(frozen=True)
@@ -125,32 +127,49 @@ class Driver:
         self._told(Told(job, value, error, self._began[job], time.time(), self._seconds[job.model]))
 
 
-class Alone:
-    """One worker in this process: an action is done as soon as it is submitted."""
+class Threads:
+    """Workers that are threads of this process and share its models: there is nothing to start.
 
-    count = 1
+    On a CPU each has a core to itself: torch's own threads, which share out every operation, are slower together than
+    one for each worker.
+    """
 
-    def __init__(self, work: Work) -> None:
-        self._worker = Worker(work)
-        self._last: tuple[int, Action | None, Outcome] = (0, None, Ready())
+    def __init__(self, work: Work, count: int) -> None:
+        self.count = count
+        self._desk = Desk(work)
+        self._work = work
+        self._told: SimpleQueue[tuple[int, Action | None, Outcome]] = SimpleQueue()
+        self._given: list[SimpleQueue[Action | None]] = [SimpleQueue() for _ in range(count)]
+        for worker in range(count):
+            threading.Thread(target=self._run, args=(worker,), name=f"scoring-{worker}", daemon=True).start()
 
     def submit(self, worker: int, action: Action) -> None:
-        try:
-            outcome = self._do(action)
-        except Exception as error:
-            outcome = Failed(error)
-        self._last = worker, action, outcome
+        self._given[worker].put(action)
 
     def wait(self) -> Iterator[tuple[int, Action | None, Outcome]]:
-        yield self._last
+        yield self._told.get()
 
-    def _do(self, action: Action) -> Outcome:
-        if isinstance(action, Start):
-            return self._worker.start(action.job)
-        if isinstance(action, Resume):
-            return self._worker.resume(action.job, action.positions, action.rows, *action.places)
-        vectors = self._worker.encode(action.part.model, *packed(action))
-        return Encoded(vectors, vectors.nbytes)
+    def close(self) -> None:
+        """End the threads, each after what it is doing."""
+        for given in self._given:
+            given.put(None)
+
+    def _run(self, number: int) -> None:
+        worker = Worker(self._work, 1 if self.count > 1 else None, self._desk)
+        self._told.put((number, None, Ready()))
+        while (action := self._given[number].get()) is not None:
+            self._told.put((number, action, self._do(worker, action)))
+
+    def _do(self, worker: Worker, action: Action) -> Outcome:
+        try:
+            if isinstance(action, Start):
+                return worker.start(action.job)
+            if isinstance(action, Resume):
+                return worker.resume(action.job, action.positions, action.rows, *action.places)
+            vectors = worker.encode(action.part.model, *packed(action))
+            return Encoded(vectors, vectors.nbytes)
+        except Exception as error:  # told to whoever waits for the outcome
+            return Failed(error)
 
 
 def packed(action: Encode) -> tuple[np.ndarray, np.ndarray]:

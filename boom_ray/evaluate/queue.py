@@ -1,6 +1,6 @@
-"""Sets x models as a queue: scored by Ray actors on all devices, or in this process where that is sooner.
+"""Sets x models as a queue: scored by Ray actors on all devices, or by threads of this process where that is sooner.
 
-An actor holds one model and takes the next set of it, the longest first; :mod:`boom_ray.evaluate.board` says who does
+A worker holds one model and takes the next set of it, the longest first; :mod:`boom_ray.evaluate.board` says who does
 what. Results are kept as soon as they are there, so a run that was killed goes on with what is missing.
 """
 
@@ -14,13 +14,15 @@ from pathlib import Path
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Board, Job
-from boom_ray.evaluate.crew import Alone, Crew, Told, drive
+from boom_ray.evaluate.crew import Crew, Threads, Told, drive
 from boom_ray.evaluate.downloads import require_data
 from boom_ray.evaluate.results import cached, defined, model_meta, model_revision, open_cache
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.worker import ModelToScore, Work
 
 _STARTUP = 15.0  # seconds until actors have loaded what they need
+_HERE = 8  # threads of this process at most: more would wait for the interpreter
+_PER_GPU = 2  # threads: while mteb computes for one, the other encodes
 _CHARACTERS = 1e6  # of text that are worth another actor, when there are fewer jobs than places
 _CPU_TOKENS = 2048  # of one forward pass on a CPU, as boom_ray.encoder has it: slices are made of a few
 _TEXT = 500.0  # characters of a text, where only their number is known
@@ -41,7 +43,7 @@ def evaluate_many(
         models: directories, and where their results are kept.
         sets: with cap and prompts, from :func:`boom_ray.evaluate.settings.asked`.
         chunk_tokens: padded tokens per forward pass at most.
-        actors: Ray actors; 0: this process alone; default: what is sooner here, on a cluster as many as fit.
+        actors: Ray actors; 0: threads of this process; default: what is sooner, on a cluster as many as fit.
         say: receives one line per score.
 
     Returns:
@@ -128,8 +130,13 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     def with_crew(crew: Crew, chunk_tokens: int) -> None:
         drive(Board(costs, crew.count, chunk_tokens, files), crew, told)
 
-    if actors == 0 or (actors is None and _sooner_alone(work, costs)):
-        with_crew(Alone(work), work.chunk_tokens)
+    if actors == 0 or (actors is None and _sooner_here(work, costs)):
+        count, on_cpu = _threads()
+        threads = Threads(work, min(count, len(jobs) + int(sum(costs.values()) / _CHARACTERS)))
+        try:
+            with_crew(threads, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
+        finally:
+            threads.close()
         return
     from boom_ray.evaluate.actors import Actors, places
     from boom_ray.session import node_resources, ray_session
@@ -144,15 +151,28 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
             team.close()
 
 
-def _sooner_alone(work: Work, costs: Mapping[Job, float]) -> bool:
+def _threads() -> tuple[int, bool]:
+    """Workers in this process, and whether they encode on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return _PER_GPU, False
+    return min(len(os.sched_getaffinity(0)), _HERE), True
+
+
+def _sooner_here(work: Work, costs: Mapping[Job, float]) -> bool:
     """Whether starting Ray would cost more than its actors win; on a cluster they are used in any case."""
+    import torch
+
     running = sys.modules.get("ray")
     if os.environ.get("RAY_ADDRESS") or (running and running.is_initialized()):
         return False
     cores = len(os.sched_getaffinity(0))
+    if torch.cuda.device_count() <= 1 and (torch.cuda.is_available() or cores <= _HERE):
+        return True
     # four characters a token; four bytes a weight, two operations each, and half of a small model are embeddings
     flops = sum(cost / 4 * _weights(work.models[job.model]) / 4 for job, cost in costs.items())
-    return cores < 2 or flops / (_FLOPS * cores) / 3 < _STARTUP  # a third is what actors save
+    return flops / (_FLOPS * min(cores, _HERE)) < _STARTUP
 
 
 def _weights(model: ModelToScore) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +31,13 @@ def text_key(text: str) -> bytes:
 
 
 class TokenCache:
-    """Token ids by text, for models whose tokenizers are equal; once it is full it takes no more."""
+    """Token ids by text, for models whose tokenizers are equal; once it is full it takes no more. For several threads,
+    too: it lets one at a time use a tokenizer."""
 
     def __init__(self, limit: int = _TOKEN_BYTES) -> None:
         self._limit = limit
         self._size = 0
+        self._lock = threading.Lock()
         self._known: dict[str, dict[bytes, np.ndarray]] = {}
 
     def serve(self, encoder: Encoder) -> None:
@@ -50,12 +53,13 @@ class TokenCache:
         make: Callable[[Sequence[str]], list[np.ndarray]],
     ) -> list[np.ndarray]:
         keys = [text_key(text) for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        fresh = dict(zip(new, make(list(new.values())), strict=True))
-        size = sum(_ENTRY_BYTES + tokens.nbytes for tokens in fresh.values())
-        if self._size + size <= self._limit:
-            self._size += size
-            known.update(fresh)
+        with self._lock:
+            new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+            fresh = dict(zip(new, make(list(new.values())), strict=True))
+            size = sum(_ENTRY_BYTES + tokens.nbytes for tokens in fresh.values())
+            if self._size + size <= self._limit:
+                self._size += size
+                known.update(fresh)
         return [fresh[key] if key in fresh else known[key] for key in keys]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -53,18 +55,50 @@ class Done:
     value: Any
 
 
+class Desk:
+    """What the workers of one process share: the models that some of them hold, the tokens, and a turn at mteb, whose
+    code was not written for two threads at once."""
+
+    def __init__(self, work: Work) -> None:
+        self.turn = threading.Lock()
+        self._work = work
+        self._loading = threading.Lock()
+        self._models: WeakValueDictionary[int, Encoder] = WeakValueDictionary()
+        self._tokens = TokenCache()
+
+    def encoder(self, model: int) -> Encoder:
+        """A model, loaded where no worker holds it."""
+        from boom_ray.encoder import Encoder
+        from boom_ray.evaluate.packing import pack
+
+        with self._loading:
+            held = self._models.get(model)
+            if held is None:
+                held = Encoder.load(self._work.models[model].directory)
+                self._tokens.serve(held)
+                pack(held.backbone)
+                self._models[model] = held
+            return held
+
+
 class Worker:
     """Every method is one action of the board; only one runs at a time."""
 
-    def __init__(self, work: Work, threads: int | None = None) -> None:
+    def __init__(self, work: Work, threads: int | None = None, desk: Desk | None = None) -> None:
+        """``threads`` of torch; default: one for each core. ``desk``: shared with the workers of other threads."""
+        self._work = work
+        self._threads = threads
+        self._desk = desk or Desk(work)
+        self._held: tuple[int, Encoder] | None = None
+        self._open: dict[Job, Paused] = {}
+        self._use_threads()
+
+    def _use_threads(self) -> None:
+        """Torch counts threads for each thread by itself."""
         import torch
 
-        if threads:
-            torch.set_num_threads(threads)
-        self._work = work
-        self._held: tuple[int, Encoder] | None = None
-        self._tokens = TokenCache()
-        self._open: dict[Job, Paused] = {}
+        if self._threads:
+            torch.set_num_threads(self._threads)
 
     def start(self, job: Job) -> Need | Done:
         """Begin a job, up to where it needs vectors.
@@ -98,7 +132,8 @@ class Worker:
 
     def _after(self, job: Job, go_on: Callable[[], Any]) -> Need | Done:
         try:
-            told = go_on()
+            with self._desk.turn:
+                told = go_on()
         except BaseException:
             del self._open[job]
             raise
@@ -109,21 +144,17 @@ class Worker:
         return Done(told.value)
 
     def _encoder(self, model: int) -> Encoder:
-        from boom_ray.encoder import Encoder
-        from boom_ray.evaluate.packing import pack
-
         if self._held is None or self._held[0] != model:
             self._held = None  # before the next one is loaded
-            encoder = Encoder.load(self._work.models[model].directory)
-            self._tokens.serve(encoder)
-            pack(encoder.backbone)
-            self._held = model, encoder
+            self._held = model, self._desk.encoder(model)
         return self._held[1]
 
     def _score(self, job: Job, encoder: Encoder, ask: Callable[[Need], np.ndarray]) -> float:
         """Score a set with vectors that are asked for, and keep the result; returns the score."""
         from boom_ray.evaluate.results import cached, model_meta, open_cache
         from boom_ray.evaluate.score import run_set
+
+        self._use_threads()
 
         def vectors(texts: Sequence[str], prompt: str) -> np.ndarray:
             read = [prompt + text for text in texts]
