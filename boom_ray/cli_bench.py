@@ -143,6 +143,35 @@ def learn(
     show(measure(bench, say=say), table, json_file)
 
 
+@app.command("search")
+def search(
+    data: Annotated[Path, typer.Option(help="Directory of training files, such as data/train.")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model that members are made of.")] = MINILM,
+    directory: Annotated[Path | None, typer.Option(help="Where everything is made; default: a temporary one.")] = None,
+    members: Annotated[int, typer.Option(min=2, help="Members: the model plus noise.")] = 5,
+    rows: Annotated[int, typer.Option(min=20, help="Rows that every trial of both sides is judged on.")] = 500,
+    points: Annotated[int, typer.Option(min=3, help="Points that ours judges, also for the rank correlation.")] = 30,
+    turns: Annotated[int, typer.Option(min=1, help="Points that the slower variants judge.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a text, on both sides.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Cores of every variant.")] = 2,
+    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Also ours with search.precision bfloat16.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Trials per minute of a weight search beside merging to disk, loading and evaluating, on the same rows.
+
+    Also: the share of a trial that is not encoding, what a second trial actor takes in memory, and how well smaller
+    proxies rank points. Takes about ten minutes on two cores.
+
+    Example:  boom-ray bench search --data data/train --json search.json
+    """
+    from boom_ray.bench.search import SearchBench, table
+    from boom_ray.bench.search import bench_search as measure
+
+    where = None if directory is None else str(directory)
+    bench = SearchBench(str(data), model, where, members, rows, points, turns, max_tokens=max_tokens, threads=threads)
+    show(measure(replace(bench, bfloat16=bfloat16), say), table, json_file)
+
+
 def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")

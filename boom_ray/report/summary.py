@@ -134,6 +134,8 @@ def _models(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
                 "kind": "average" if name in keys.averages else name.split("-")[0],
                 "weights": _normalised(merge.get("weights")),
                 "scale": merge.get("scale"),
+                "method": merge.get("method"),
+                "point": merge.get("point"),
                 "scores": meta["scores"],
                 **relative,
             }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -78,7 +78,7 @@ class Source:
     drawn: Draw
     draw: DrawSettings
     members: tuple[int, ...]
-    reported: tuple[str, ...] = field(default=())
+    reported: tuple[str, ...] = ()
 
     @cached_property
     def store(self) -> TokenStore:
