@@ -44,7 +44,8 @@ class GradientSettings:
         searcher: self_positioning, as published; gradient, the direct form.
         seed: of the probe batches; steps: between two trials; batch: rows of a probe batch; learning_rate: Adam's.
         penalty: mu of Self Positioning; the direct form has none.
-        scale, groups: of the direct form; start: its weights, one per member, None: all the same.
+        method, scale, groups: of the direct form; method None: the resident's.
+        start: weights that the direct form begins with, one per member; None: all the same.
         probe_rows: of a dataset at most.
     """
 
@@ -54,6 +55,7 @@ class GradientSettings:
     batch: int = 32
     learning_rate: float = 0.02
     penalty: float = 0.05
+    method: str | None = None
     scale: tuple[float, float] = (0.5, 1.5)
     groups: GroupKind = "none"
     start: tuple[float, ...] | None = None
@@ -84,7 +86,7 @@ def _form(resident: Resident, settings: GradientSettings) -> Form:
     weights = settings.start or (1.0,) * grams.members
     if len(weights) != grams.members:
         raise BoomError(f"{len(weights)} weights to start from for {grams.members} members. Give one per member.")
-    setting = Setting(spec.method, weights, {}, 1.0, spec.task_vectors)
+    setting = Setting(settings.method or spec.method, weights, {}, 1.0, spec.task_vectors)
     return Direct(grams, setting, tensor_groups(list(grams.matrices), settings.groups), settings.scale)
 
 

@@ -96,7 +96,7 @@ def test_a_tensor_that_one_member_or_none_has_moved(method, task_vectors):
         assert np.allclose(tensor_jacobian(setting, gram_), _differences(setting, gram_), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("method", ["ties", "model_stock", "passthrough", "dare_linear"])
+@pytest.mark.parametrize("method", ["ties", "model_stock", "passthrough", "sce"])
 def test_a_method_without_weights_in_the_span_is_refused(method):
     count = 1 if method == "passthrough" else 2
     grams = Grams(count, True, {"a": np.eye(count + 1)}, ("x",) * (count + 1))
