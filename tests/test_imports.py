@@ -18,6 +18,7 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("config_corpus", "config_errors"),
+    ("config_search", "config_ratios", "config_update"),
     ("config",),
     ("catalogue", "model_files"),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
@@ -36,10 +37,12 @@ ORDER = [
     ("runs",),
     ("preparation", "contenders"),
     ("pipeline", "submit", "study", "inspection"),
+    ("weight_search",),
     ("bench",),
     ("cli_plan",),
     ("cli_bench", "cli_corpus", "cli_evaluate"),
     ("cli_drift",),
+    ("cli_search",),
     ("cli",),
     ("__main__",),
 ]
@@ -64,9 +67,9 @@ ONLY = {
         "bench.evaluate_jobs",
         "evaluate.drift",
     },
-    "optuna": {"search.rounds", "search.analysis"},
+    "optuna": {"search.searchers", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan"},
+    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan", "cli_search"},
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")
