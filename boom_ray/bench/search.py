@@ -81,7 +81,7 @@ def _measure(jobs: _Jobs) -> dict[str, Any]:
         "settings": asdict(bench),
         "machine": machine(),
         "rows": [_row(name, trials, found["ours"]) for name, trials in found.items()],
-        "objective": {"rows": ours["trials"][0]["rows"], "sizes": ours["sizes"]},
+        "objective": {"rows": ours["trials"][0]["rows"], "sizes": ours["sizes"], "padding": ours["padding"]},
         "memory": jobs.memory(),
         "ranks": {name: _ranks(trials, found["ours"]) for name, trials in found.items() if name.startswith("ours")},
         "trials": found,
@@ -228,7 +228,8 @@ def table(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     ]
     apart = max(row["largest_difference"] for row in result["rows"])
-    lines.append(f"the same {result['objective']['rows']} rows; scores of one point differ by {apart:.1e} at most")
+    rows, padding = result["objective"]["rows"], 100 * result["objective"]["padding"]
+    lines.append(f"the same {rows} rows, {padding:.1f} % padding; scores of one point differ by {apart:.1e} at most")
     return "\n".join([*lines, *_rank_lines(result), *_memory_lines(result["memory"])])
 
 

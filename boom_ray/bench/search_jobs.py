@@ -43,7 +43,7 @@ def trials(job: Mapping[str, Any]) -> dict[str, Any]:
                 "rungs": [[j.value, j.score, j.seconds["total"]] for j in (*lower, judged)],
             }
         )
-    return {"trials": found, "sizes": objective.sizes}
+    return {"trials": found, "sizes": objective.sizes, "padding": objective.padding}
 
 
 def build(job: Mapping[str, Any], **given: Any) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ import torch
 from boom_ray.config import BoomError
 from boom_ray.data.batches import TrainBatch
 from boom_ray.data.rules import dataset_rules
-from boom_ray.encoder import Encoder, embed
+from boom_ray.encoder import Encoder, chunk_budget, embed, length_chunks
 from boom_ray.evaluate.means import even, over_types
 from boom_ray.evaluate.samples import Samples
 from boom_ray.search.objective_metrics import RowMetric
@@ -102,6 +102,13 @@ class Objective:
     def sizes(self) -> list[tuple[int, int, int]]:
         """(rows, distinct texts, tokens) of every rung: what a judgement costs."""
         return [(panel.rows, len(panel.texts), sum(map(len, panel.texts))) for panel in self._panels]
+
+    @property
+    def padding(self) -> float:
+        """Share of what a CPU encodes for the whole objective that is padding."""
+        lengths = np.array([len(text) for text in self._panels[-1].texts])
+        chunks = length_chunks(lengths, chunk_budget(_CHUNK_TOKENS, torch.device("cpu")))
+        return 1 - float(lengths.sum()) / sum(len(chunk) * int(lengths[chunk[0]]) for chunk in chunks)
 
     def take_base(self, encoder: Encoder, members: bool = False) -> None:
         """Take the losses of the base, which others are relative to; ``members``: also on each member's own rows."""
