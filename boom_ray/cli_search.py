@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from boom_ray import cli_analyze, cli_ratios
 from boom_ray.cli_plan import Overrides, RunDir
 from boom_ray.config import BoomError
 
@@ -73,6 +74,10 @@ def weights(
         write_models(search, write, _echo)
     if json_file:
         json_file.write_text(json.dumps(search.found, indent=1) + "\n")
+
+
+app.command()(cli_ratios.ratios)
+app.command()(cli_analyze.analyze)
 
 
 def parse_members(text: str) -> list[int]:

@@ -60,6 +60,11 @@ class Search(Frozen):
     datasets: tuple[str, ...] = Field((), description="of the corpus, the only ones to judge by; default: all")
     max_rows: int = Field(200, ge=2, description="rows per dataset in the objective")
     actors: int = Field(2, ge=1, description="trials at once; each actor keeps the members resident")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="what linear layers compute in while judging; bfloat16 is quicker where the processor has "
+        "instructions for it",
+    )
     halving: Halving | None = None
     gradient: Gradient = Gradient()
 
@@ -110,7 +115,8 @@ class Search(Frozen):
 
     def _descends(self) -> None:
         """What descent cannot take is refused here, not after the members have trained."""
-        fixed = {"halving": None, "base_share": None, "drop_members": False, "weights": (0.0, 1.0)}
+        fixed: dict[str, object] = {"halving": None, "base_share": None, "drop_members": False, "weights": (0.0, 1.0)}
+        fixed |= {"precision": "float32"}
         for name, default in fixed.items():
             if getattr(self, name) != default:
                 raise ValueError(f"searcher {self.searcher} descends on weights and scale alone: leave out {name}")

@@ -48,7 +48,7 @@ class Judge:
             BoomError: no rows to judge by; members that do not match.
         """
         self._spec = spec
-        self._resident = Resident(spec.merge, device="cpu", threads=spec.threads)
+        self._resident = Resident(spec.merge, "cpu", threads=spec.threads, precision=spec.settings.precision)
         self._objective = Objective(spec.source, spec.settings)
         self._objective.take_base(self._resident.encoder, members=True)  # the resident model starts as the base
         self.notes = self._objective.notes

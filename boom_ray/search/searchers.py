@@ -132,7 +132,7 @@ class _Random:
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
-        self.count = plan.trials
+        self.count = _count(plan)
 
     def __call__(self, numbers: Sequence[int], history: Sequence[Trial]) -> list[dict[str, Any]]:
         return [_first(self._plan, number) or self._draw(number) for number in numbers]
@@ -166,7 +166,7 @@ class _Tpe:
 
     def __init__(self, plan: SearchPlan) -> None:
         self._plan = plan
-        self.count = plan.trials
+        self.count = _count(plan)
 
     def __call__(self, numbers: Sequence[int], history: Sequence[Trial]) -> list[dict[str, Any]]:
         import optuna
@@ -203,6 +203,11 @@ def _distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution
 
 
 _PROPOSERS: dict[str, Callable[[SearchPlan], Any]] = {"tpe": _Tpe, "random": _Random, "grid": _Grid}
+
+
+def _count(plan: SearchPlan) -> int:
+    """Points in all; where nothing can be chosen, one is enough."""
+    return plan.trials if plan.space.dimensions() else max(1, len(plan.first))
 
 
 def _first(plan: SearchPlan, number: int) -> dict[str, Any] | None:

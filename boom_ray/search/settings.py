@@ -82,6 +82,7 @@ def objective_settings(recipe: Recipe) -> ObjectiveSettings:
         shares=halving_shares(search.halving.rungs, search.halving.eta) if search.halving else (1.0,),
         datasets=search.datasets,
         temperature=recipe.train.temperature,
+        precision=search.precision,
     )
 
 
