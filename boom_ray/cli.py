@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan, cli_search
+from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan, cli_search, cli_update
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 
@@ -35,6 +35,8 @@ app.command()(cli_evaluate.evaluate)
 app.command()(cli_evaluate.compare)
 app.command()(cli_drift.drift)
 app.command()(cli_drift.contamination)
+app.command()(cli_update.update)
+app.command()(cli_update.history)
 
 
 @app.command()

@@ -1,0 +1,302 @@
+"""The story of an update: every stage in order, each skipped when the ledger already has what it makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from boom_ray.chain import check_unchanged
+from boom_ray.config import Recipe
+from boom_ray.data.bag_rules import BagRule
+from boom_ray.data.bagging import derive_seed
+from boom_ray.data.known import NothingNew
+from boom_ray.pipeline import gram_members, search_members, train_members
+from boom_ray.preparation import Run, due, scratch_of
+from boom_ray.runs import require_data
+from boom_ray.search.points import Point
+from boom_ray.update import union
+from boom_ray.update.keys import TableKeys, Trained, pair_keys, training_keys
+from boom_ray.update.scores import evaluation
+from boom_ray.update.task import Job, after, load_job
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """The version that stands now: where it lies, its report, and what the report shows. ``made``: by this call."""
+
+    published: Path
+    report: Path | None
+    summary: dict[str, Any]
+    made: bool
+
+
+def update(
+    recipe: str | os.PathLike[str],
+    *,
+    overrides: Sequence[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    against_retrain: bool = False,
+    echo: Callable[[str], None] = print,
+) -> UpdateResult:
+    """Take new data into a published model: the next version. A second call with the same data finds it done.
+
+    Args:
+        recipe: a recipe with a section ``update``, or a file that holds that section alone.
+        overrides: ``dotted.key=value``.
+        run_dir: of the model; default: ``update.model``, else the usual place of the recipe's run.
+        against_retrain: train all members again on old and new rows, and score that, too.
+        echo: receives one line of progress at a time.
+
+    Raises:
+        BoomError: a mistake in the recipe or the data; a model that has changed since it was published.
+    """
+    job = load_job(recipe, overrides, run_dir, echo)
+    parent, made = job.stand.version, not job.has(job.keys.published)
+    check_unchanged(job.ledger, parent)
+    try:
+        if made:
+            _in_session(job, _carry_out, f"{job.recipe.name}: {job.keys.name} from {parent.name}, {parent.key.name}")
+        else:
+            echo(f"{job.recipe.name}: nothing planned, {job.keys.published.name} has these data already.")
+    except NothingNew as nothing:
+        echo(f"{job.recipe.name}: nothing to do: {nothing}")
+        return UpdateResult(job.path(parent.key), None, {}, False)
+    from boom_ray.update.retrain import retrain, retrained
+    from boom_ray.update.summary import write_update_report
+
+    if against_retrain and not retrained(job):
+        _in_session(job, retrain, f"{job.recipe.name}: full retrain on old and new rows, to compare with")
+    summary, report = write_update_report(job)
+    return UpdateResult(job.path(job.keys.published), report, summary, made)
+
+
+def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
+    from boom_ray.session import ray_session
+
+    require_data(job.recipe)
+    job.echo(text)
+    job.ledger.sweep()
+    with ray_session():
+        work(job)
+
+
+def _carry_out(job: Job) -> None:
+    make_fresh(job)
+    join_rows(job)
+    make_tokens(job)
+    draw_bags(job)
+    train_member(job)
+    make_candidate(job)
+    make_pair(job)
+    choose(job)
+    merge(job)
+    score(job)
+    measure_drift(job)
+    publish(job)
+
+
+def as_run(job: Job, keys: TableKeys, recipe: Recipe | None = None) -> Run:
+    """The update as a run with these keys, for the stages of a run; all its members are needed."""
+    recipe = recipe or job.recipe
+    resources = recipe.resources.model_copy(update={"min_members": None})
+    return Run(recipe.model_copy(update={"resources": resources}), job.ledger, job.world, keys, job.echo)
+
+
+def _pair(job: Job) -> TableKeys:
+    return pair_keys(job.keys, job.stand, job.run, job.settings.core)
+
+
+def make_fresh(job: Job) -> None:
+    """The corpus of the new rows alone: checked, without evaluation texts and without what the old corpus has."""
+    key = job.keys.fresh
+    if not due(as_run(job, _pair(job)), key, "new data: reading, checking, removing evaluation texts and old rows"):
+        return
+    from boom_ray.data.corpus import build_corpus
+    from boom_ray.data.membership import corpus_rows
+    from boom_ray.evaluate import sets as eval_sets
+
+    recipe = job.rows_settings
+    texts = eval_sets.texts(eval_sets.find_sets(job.folders, None, strict=False)) if job.folders else ()
+    old = corpus_rows(job.path(job.stand.tokens))
+    inputs = {"old": job.stand.corpus.identity}
+    with scratch_of(as_run(job, _pair(job)), key) as scratch, job.ledger.stage(key, inputs) as stage:
+        counts = build_corpus(recipe.corpus, recipe.seed, texts, stage.path, scratch, (old.ids, old.names))
+        stage.meta.update(counts=counts, devices="all")
+    for name, count in counts.items():
+        dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
+        because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
+        job.echo(f"  {name}: {count['rows']} new rows of {count['rows_in']} ({because})")
+
+
+def join_rows(job: Job) -> None:
+    """Old and new rows as one corpus."""
+    if job.has(job.keys.corpus):
+        return
+    inputs = {"old": job.stand.corpus.identity, "new": job.keys.fresh.identity}
+    with job.ledger.stage(job.keys.corpus, inputs) as stage:
+        union.join_corpora(job.path(job.stand.corpus), job.path(job.keys.fresh), stage.path)
+
+
+def make_tokens(job: Job) -> None:
+    """Tokens of the new rows, beside those of the old."""
+    keys, run = job.keys, as_run(job, _pair(job))
+    if not due(run, keys.tokens, "tokens: of the new rows"):
+        return
+    from boom_ray.data.corpus import tokenise
+    from boom_ray.data.lengths import token_lengths
+    from boom_ray.data.tokens import TokenStore
+
+    old, most = job.path(job.stand.tokens), job.recipe.base.max_tokens
+    with scratch_of(run, keys.tokens) as scratch, job.ledger.stage(keys.tokens) as stage:
+        rows = union.new_rows(job.path(keys.corpus), union.count_shards(old), scratch / "rows")
+        done = tokenise(rows, job.path(job.run.start), most, stage.path, scratch / "shards")
+        union.link_tokens(old, stage.path)
+        before = job.ledger.manifest(job.stand.tokens)["meta"]
+        whole = {name: before.get(name, 0) + number for name, number in done.items()}
+        stage.meta.update(whole, added=done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
+    if done["cut"]:
+        job.echo(f"  {done['cut']} of {done['texts']} new texts are longer than base.max_tokens ({most}) and cut")
+
+
+def draw_bags(job: Job) -> None:
+    """The new member's bag, frozen; and dev rows of the new datasets."""
+    keys, core = job.keys, job.settings.core
+    if job.has(keys.bags):
+        return
+    from boom_ray.data.bagging import Draw
+    from boom_ray.data.core import UPDATE, draw_update, rows_behind
+    from boom_ray.data.membership import corpus_rows, counts
+
+    rows, old = corpus_rows(job.path(keys.tokens)), len(corpus_rows(job.path(job.stand.tokens)).dataset)
+    before = Draw.from_json(job.ledger.read_json(job.stand.bags, "draw.json"))
+    dev = job.recipe.corpus.dev
+    drawn = draw_update(rows, before, old, core, (dev.fraction, dev.min_rows))
+    with job.ledger.stage(keys.bags) as stage:
+        (stage.path / "draw.json").write_text(json.dumps(drawn.to_json(), indent=1))
+        (stage.path / "counts.json").write_text(json.dumps(counts(rows, drawn), indent=1))
+        seen = rows_behind(rows, drawn, [drawn.bags[UPDATE]])
+        stage.meta.update(old=old, rows=len(rows.dataset), in_bag=seen)
+    job.echo(f"  bag of the new member: {seen:,} rows, {100 * core:.3g} % of the old ones and all new ones")
+
+
+def train_member(job: Job) -> None:
+    """One member, from the base or from the current model; its seed is the version's own."""
+    if job.has(job.keys.member):
+        return
+    seed = derive_seed(job.recipe.seed, "update", job.keys.number) % 2**31
+    recipe = job.recipe.model_copy(update={"seed": seed})
+    train_members(as_run(job, training_keys(job.keys, job.stand, job.run, job.settings), recipe))
+
+
+def make_candidate(job: Job) -> None:
+    """For weights ``ensemble``: all members ever trained, merged again by their rows from cached Gram matrices."""
+    keys, run = job.keys, as_run(job, _pair(job))
+    if keys.candidate == keys.member or not due(run, keys.ensemble, "merge: all members ever trained, by their rows"):
+        return
+    from boom_ray.search.points import even_point
+
+    members = (*job.stand.members, new_member(job))
+    rules = tuple(BagRule("subset", 1.0, i) for i in range(len(members)))
+    everyone = replace(_pair(job), members=tuple(member.key for member in members), grams=keys.everyone, rules=rules)
+    gram_members(as_run(job, everyone))
+    weights = [float(member.rows) for member in members]
+    _merge(job, replace(everyone, merges={"all": keys.ensemble}), "all", even_point(job.recipe.merge.method, weights))
+
+
+def make_pair(job: Job) -> None:
+    """Gram matrices of the current model and of what is merged into it."""
+    gram_members(as_run(job, _pair(job)))
+
+
+def choose(job: Job) -> None:
+    """The point of the merge: the weights that the recipe names, and how far a bound on the drift lets them go."""
+    keys = job.keys
+    if job.has(keys.bound):
+        return
+    from boom_ray.update.weights import bounded, target_point
+
+    if job.settings.weights == "searched":
+        search_members(as_run(job, _pair(job)))
+    target = target_point(job, new_member(job).rows)
+    told: dict[str, Any] = {"target": target.to_json(), "step": 1.0}
+    if job.settings.max_drift is not None:
+        from boom_ray.update.stages import bound_step
+        from boom_ray.update.weights import bound_task
+
+        due(as_run(job, _pair(job)), keys.bound, f"drift: how far the merge may go at {job.settings.max_drift:g}")
+        told |= bound_step(bound_task(job, _pair(job), target))
+    point = bounded(target, told["step"])
+    with job.ledger.stage(keys.bound, {"pair": keys.pair.identity}) as stage:
+        stage.meta.update(told, point=point.to_json())
+
+
+def merge(job: Job) -> None:
+    """The new version: current model and candidate, merged."""
+    told = job.ledger.manifest(job.keys.bound)["meta"]
+    point = Point.from_json(told["point"])
+    shares = ", ".join(f"{weight:.3f}" for weight in point.mean_weights())
+    if not due(as_run(job, _pair(job)), job.keys.merge, f"merge: current model and new member with {shares}"):
+        return
+    _merge(job, _pair(job), job.keys.name, point)
+
+
+def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
+    from boom_ray.final import FinalTask
+    from boom_ray.session import hardware, largest_node
+    from boom_ray.stages import FinalHandle
+
+    task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
+    FinalHandle(task, gpus=min(1, hardware()["gpus"])).merge(name, point)
+
+
+def new_member(job: Job) -> Trained:
+    """The new member and the rows of its bag."""
+    return Trained(job.keys.member, int(job.ledger.manifest(job.keys.bags)["meta"]["in_bag"]))
+
+
+def score(job: Job) -> None:
+    """Base, current model, new member and new version, on all sets; what the current model has already counts."""
+    missing = {name: key for name, key in job.keys.scores.items() if not job.has(key)}
+    if not missing:
+        return
+    from boom_ray.final import FinalTask
+    from boom_ray.scoring import score_models
+    from boom_ray.session import largest_node
+    from boom_ray.update.scores import bring_scores
+
+    found = evaluation(job)
+    sets = found.sets(found.trained)
+    job.echo(f"[{time.strftime('%H:%M:%S')}] scoring {', '.join(missing)} on {len(sets)} sets")
+    bring_scores(job.ledger, job.stand, missing)
+    root = str(job.ledger.root.resolve())
+    score_models(FinalTask(job.recipe, root, _pair(job), tuple(sets), found.trained, largest_node()), missing, job.echo)
+
+
+def measure_drift(job: Job) -> None:
+    """What the new version does to an index of the current one."""
+    keys = job.keys
+    if not due(as_run(job, _pair(job)), keys.drift, f"drift: {keys.name} against {job.stand.version.name}"):
+        return
+    from boom_ray.update.scores import dev_texts, old_sets
+    from boom_ray.update.stages import DriftTask, measure_versions
+
+    sets = old_sets(job, evaluation(job))
+    texts = {} if sets else {"dev rows of the old corpus": dev_texts(job)}
+    models = (job.path(job.stand.model), job.path(keys.merge))
+    task = DriftTask(*(str(model.resolve()) for model in models), tuple(sets), texts)
+    with job.ledger.stage(keys.drift, {"old": job.stand.model.identity, "new": keys.merge.identity}) as stage:
+        told = measure_versions(task)
+        (stage.path / "drift.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def publish(job: Job) -> None:
+    """The version, complete with card and manifest, by one rename."""
+    from boom_ray.update.publish import publish_version
+
+    job.echo(f"[{time.strftime('%H:%M:%S')}] publishing {job.keys.published.name}")
+    publish_version(job, evaluation(job), after(job, new_member(job).rows, evaluation(job).trained))
