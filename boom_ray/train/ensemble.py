@@ -239,7 +239,7 @@ def _train_one(
                 ),
                 callbacks=[gate],
             ),
-            datasets=rank_datasets(batches[: task.ends], chosen.width, start),
+            datasets=rank_datasets(task.due(batches), chosen.width, start),
             dataset_config=rank_data_config(),
         )
     trainer.fit()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -69,6 +69,10 @@ class MemberTask:
     def lands(self) -> Key:
         """What is committed: the member, or what it is where it stops."""
         return self.key if self.ends == self.steps else paused_key(self.key, self.ends)
+
+    def due(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Of all its batches those until it ends."""
+        return batches if self.ends == self.steps else batches[: self.ends]
 
     @property
     def draw(self) -> DrawSettings:
@@ -171,7 +175,7 @@ def train_plain(task: MemberTask, batches: list[Batch]) -> None:
         encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
         store = open_store(task)
         engine = begin(task, encoder, PlainEngine)
-        averages = run(task, engine, local_feed(batches[: task.ends], store, task.draw, task.start), log)
+        averages = run(task, engine, local_feed(task.due(batches), store, task.draw, task.start), log)
     commit(task, encoder, engine, Trained(log, averages, width=1))
 
 
