@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,7 +90,7 @@ class Judge:
             seconds |= {"descend": descended, "total": descended + seconds["total"]}
         finite = math.isfinite(judged.value)
         found |= {"value": judged.value if finite else None, "rows": judged.rows, "seconds": seconds}
-        found |= {"by_dataset": dict(judged.by_dataset), "metric": dict(judged.metric)}
+        found |= {"by_dataset": dict(judged.by_dataset), "metric": finite_only(judged.metric)}
         found |= {"score": judged.score if math.isfinite(judged.score) else None}
         return found if finite else {**found, "error": "the objective is not a finite number"}
 
@@ -113,3 +114,7 @@ class Judge:
         if point is None:
             return self._reported.judge(self._base)
         return judge_point(self._resident, self._reported, point)
+
+
+def finite_only(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -6,6 +6,7 @@ together is told together, in the script's order, when the last of it has ended;
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class ScriptSearch(Searcher, Generic[Result]):
         self.broken: BoomError | None = None
         self.finished = False
         self._advance(lambda: next(script))
+        self._settle()
 
     def suggest(self, trial_id: str) -> Any:
         """The next judgement to make; None while a round waits for its last one."""
@@ -99,7 +101,7 @@ class ScriptSearch(Searcher, Generic[Result]):
         return to_config(asked)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """``result`` is a :class:`Judge`'s, under ``found``; ``broken`` says why no judgement can be made at all."""
+        """``found`` is a Judge's result as JSON, for Tune flattens dictionaries; ``broken`` says why none can be made."""
         asked = self._running.pop(trial_id, None)
         if asked is None or self.finished:  # told twice, or after the end
             return
@@ -111,7 +113,8 @@ class ScriptSearch(Searcher, Generic[Result]):
             if note not in self._said:
                 self._said.append(note)
                 self._records.say(note)
-        self._records.add(asked, self._trial(asked, result.get("found") or {"error": _DIED}))
+        found = json.loads(result["found"]) if "found" in result else {"error": _DIED}
+        self._records.add(asked, self._trial(asked, found))
         self._settle()
 
     def _trial(self, asked: Asked, found: Mapping[str, Any]) -> Trial:
@@ -148,12 +151,8 @@ class ScriptSearch(Searcher, Generic[Result]):
             self._waiting.extend(asked for asked in self._batch if self._records.find(asked) is None)
         except StopIteration as ended:
             self.result, self.finished = ended.value, True
-            return
         except BoomError as error:  # raised in Tune's loop it would come out as a traceback
             self.broken, self.finished = error, True
-            return
-        if not self._waiting and not self._running:
-            self._settle()
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
         return True

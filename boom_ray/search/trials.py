@@ -6,6 +6,7 @@ written per trial but its line in ``trials.jsonl``.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class MergeTrial(Trainable):
         value = found.get("value")
         return {
             VALUE: float("nan") if value is None else value,
-            "found": found,
+            "found": json.dumps(found),
             "notes": self._judge.notes,
             "done": True,
         }

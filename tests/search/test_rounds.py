@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def _drive(
             assert search.suggest("end") == "FINISHED"
             break
         name = order(list(running))
-        search.on_trial_complete(name, {"found": _found(running.pop(name)), "notes": ["said once"]})
+        search.on_trial_complete(name, {"found": json.dumps(_found(running.pop(name))), "notes": ["said once"]})
         ended += 1
     return ended
 
@@ -119,10 +120,10 @@ def test_a_trial_whose_process_died_is_failed_and_takes_its_place(tmp_path):
         assert search.suggest(str(number))
     assert search.suggest("4") is None
     for number in (3, 0, 2):
-        search.on_trial_complete(str(number), {"found": {"value": 1.0}})
+        search.on_trial_complete(str(number), {"found": '{"value": 1.0}'})
         assert search.suggest("4") is None
     search.on_trial_complete("1", error=True)
-    search.on_trial_complete("1", {"found": {"value": 0.0}})  # told twice: the second is of no trial
+    search.on_trial_complete("1", {"found": '{"value": 0.0}'})  # told twice: the second is of no trial
     assert search.suggest("4") is not None
     trials = _records(tmp_path).trials.replay()
     assert [t.value for t in trials] == [1.0, None, 1.0, 1.0]

@@ -32,7 +32,7 @@ def _whole(run, folder):
     search = ScriptSearch(whole_search(setup_of(recipe, ledger, keys)), records)
     number = 0
     while isinstance(config := search.suggest(str(number)), dict):
-        search.on_trial_complete(str(number), {"found": judge(config["asked"]), "notes": judge.notes})
+        search.on_trial_complete(str(number), {"found": json.dumps(judge(config["asked"])), "notes": judge.notes})
         number += 1
     assert search.broken is None
     return search.result
