@@ -101,7 +101,7 @@ class ScriptSearch(Searcher, Generic[Result]):
         return to_config(asked)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """``found`` is a Judge's result as JSON, for Tune flattens dictionaries; ``broken`` says why none can be made."""
+        """``found`` is a Judge's result as JSON: Tune flattens dictionaries. ``broken`` says why none can be made."""
         asked = self._running.pop(trial_id, None)
         if asked is None or self.finished:  # told twice, or after the end
             return
