@@ -57,9 +57,9 @@ def update(
     """
     job = load_job(recipe, overrides, run_dir, echo)
     parent, made = job.stand.version, not job.has(job.keys.published)
-    check_unchanged(job.ledger, parent)
     try:
         if made:
+            check_inputs(job)
             _in_session(job, _carry_out, f"{job.recipe.name}: {job.keys.name} from {parent.name}, {parent.key.name}")
         else:
             echo(f"{job.recipe.name}: nothing planned, {job.keys.published.name} has these data already.")
@@ -73,6 +73,18 @@ def update(
         _in_session(job, retrain, f"{job.recipe.name}: full retrain on old and new rows, to compare with")
     summary, report = write_update_report(job)
     return UpdateResult(job.path(job.keys.published), report, summary, made)
+
+
+def check_inputs(job: Job) -> None:
+    """Refuse to go on from anything that is no longer what was published or trained.
+
+    Raises:
+        BoomError: names the file.
+    """
+    check_unchanged(job.ledger, job.stand.version)
+    members = [member.key for member in job.stand.members] if job.settings.weights == "ensemble" else []
+    for key in (job.stand.model, job.run.base, *members):
+        job.ledger.verify(key)
 
 
 def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
