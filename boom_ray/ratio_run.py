@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from boom_ray.preparation import (
     warm_base,
 )
 from boom_ray.recipe import load_recipe
-from boom_ray.runs import look, resolve_run_dir, run_evaluation
+from boom_ray.runs import look, resolve_run_dir
 from boom_ray.search.ratio_space import RatioSpace, ratio_space, set_name
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _log_identity(recipe: Recipe, pool: Keys) -> str:
     """Of all that the value of a trial follows from."""
     dump = recipe.model_dump(mode="json")
     tried = {name: value for name, value in dump["ratio_search"].items() if name not in _OPEN}
-    judged = [dump["search"][name] for name in ("objective", "aggregate", "max_rows")]
+    judged = [dump["search"][name] for name in ("objective", "aggregate", "max_rows", "datasets", "precision")]
     merged = [dump["merge"][name] for name in ("method", "task_vectors")]
     members = [member.identity for member in pool.members]
     return identity(["ratios", 1, tried, judged, merged, members, sorted(recipe.bags.ratios), recipe.seed])
@@ -121,10 +120,9 @@ def _carry_out(run: Run, key: Key, space: RatioSpace, plan_only: bool) -> bool:
     from boom_ray.search.ratio_members import RatioTask, plan_lines
     from boom_ray.search.ratios import FILE, RatioSearch, devices_of, workers_bundle
 
-    reported = tuple(found.name for found in run_evaluation(run.recipe, run.ledger, run.keys).sets(None))
     folder = run.ledger.scratch("ratio_search", _log_identity(run.recipe, run.keys))
-    task = RatioTask(run.recipe, run.ledger, run.keys, space, reported, folder)
-    search = RatioSearch(task, f"boom_ray {version('boom_ray')}", run.echo)
+    task = RatioTask(run.recipe, run.ledger, run.keys, space, folder)
+    search = RatioSearch(task, run.echo)
     for line in plan_lines(search.pool, search.costs, devices_of(workers_bundle(task))):
         run.echo(line)
     if plan_only:

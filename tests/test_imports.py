@@ -36,13 +36,13 @@ ORDER = [
     ("stages", "scoring"),
     ("runs",),
     ("preparation", "contenders"),
-    ("pipeline", "submit", "study", "inspection"),
+    ("pipeline", "submit", "study", "inspection", "ratio_run"),
     ("weight_search",),
     ("update",),
     ("bench",),
     ("cli_plan",),
     ("cli_bench", "cli_corpus", "cli_evaluate"),
-    ("cli_drift", "cli_update"),
+    ("cli_drift", "cli_update", "cli_ratios", "cli_analyze"),
     ("cli_search",),
     ("cli",),
     ("__main__",),
@@ -51,7 +51,7 @@ INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the
 RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
     "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "submit", "pipeline",
-    "update.stages",
+    "update.stages", "search.ratios", "search.ratio_judge",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
@@ -71,7 +71,18 @@ ONLY = {
     },
     "optuna": {"search.searchers", "search.analysis"},
     "numba": {"merge.kernels", "merge.vectors"},
-    "typer": {"cli", "cli_bench", "cli_corpus", "cli_drift", "cli_evaluate", "cli_plan", "cli_search", "cli_update"},
+    "typer": {
+        "cli",
+        "cli_analyze",
+        "cli_bench",
+        "cli_corpus",
+        "cli_drift",
+        "cli_evaluate",
+        "cli_plan",
+        "cli_ratios",
+        "cli_search",
+        "cli_update",
+    },
     "rich": {"progress", "cli"},
 }
 HEAVY = ("torch", "ray", "transformers", "sentence_transformers", "mteb", "deepspeed", "numba", "pyarrow", "datasets")

@@ -10,29 +10,13 @@ from typing import Any
 
 import ray
 
-from boom_ray.data.batches import DrawSettings
 from boom_ray.resources import Bundle
 from boom_ray.search.objective import Judged, Objective, ObjectiveSettings, Source
 from boom_ray.search.objective_rows import Half
 from boom_ray.search.points import ALL, Point, normalised
 from boom_ray.search.ratio_members import Place, Pool, RatioTask
+from boom_ray.search.settings import objective_settings, source_of
 from boom_ray.session import get, largest_node
-from boom_ray.train.rows import read_draw
-
-
-def rows_of(task: RatioTask) -> Source:
-    """The rows that judge all sets alike: those that no member of any set has seen."""
-    recipe, ledger, keys = task.recipe, task.ledger, task.keys
-    draw = DrawSettings(recipe.seed, recipe.train.hard_negatives)
-    members = tuple(range(len(task.space.slots)))
-    return Source(ledger.path(keys.tokens).resolve(), read_draw(ledger, keys), draw, members, task.reported)
-
-
-def settings_of(task: RatioTask) -> ObjectiveSettings:
-    """The recipe's objective, as in a search of weights."""
-    asked, temperature = task.recipe.search, task.recipe.train.temperature
-    kind, aggregate, rows = asked.objective, asked.aggregate, asked.max_rows
-    return ObjectiveSettings(kind=kind, aggregate=aggregate, max_rows=rows, temperature=temperature)
 
 
 class Judges:
@@ -49,7 +33,7 @@ class Judges:
         if self._actor is None:
             base = self._task.ledger.path(self._task.keys.base).resolve()
             made = SetJudge.options(num_cpus=0, num_gpus=self._gpu)
-            of = (base, rows_of(self._task), settings_of(self._task))
+            of = (base, source_of(recipe, self._task.ledger, self._task.keys), objective_settings(recipe))
             self._actor = made.remote(*of, recipe.merge.task_vectors, self._threads)
         ratios = [self._task.space.slots[slot].ratio for slot, _ in places]
         shares = ratios if recipe.ratio_search.weights == "ratio" else [1.0] * len(ratios)
@@ -93,7 +77,7 @@ class SetJudge:
             grams = Path(folder) / "grams.npz"
             gram(members, self._base, workers=self._threads).save(grams)
             spec = MergeSpec(members, self._base, grams, point.method, self._task_vectors)
-            resident = Resident(spec, threads=self._threads)
+            resident = Resident(spec, threads=self._threads, precision=self._settings.precision)
         if half not in self._objectives:
             self._objectives[half] = Objective(self._source, self._settings, half)
             self._objectives[half].take_base(resident.encoder)

@@ -24,7 +24,6 @@ class RatioTask:
 
     Attributes:
         recipe: its bags are all members that sets may hold, in the order of ``space.slots``; keys: of that recipe.
-        reported: names of the evaluation sets.
         folder: of the search's records, in the ledger's scratch space.
     """
 
@@ -32,7 +31,6 @@ class RatioTask:
     ledger: Ledger
     keys: Keys
     space: RatioSpace
-    reported: tuple[str, ...]
     folder: Path
 
 

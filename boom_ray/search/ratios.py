@@ -19,9 +19,10 @@ from boom_ray.progress import watch
 from boom_ray.resources import Bundle, bundle
 from boom_ray.search.objective import Judged
 from boom_ray.search.objective_rows import Half, why_none_out_of_bag
-from boom_ray.search.ratio_judge import Judges, rows_of
+from boom_ray.search.ratio_judge import Judges
 from boom_ray.search.ratio_members import Costs, Pool, RatioTask, Training
 from boom_ray.search.ratio_space import Job, next_jobs, set_name
+from boom_ray.search.settings import code_version, source_of
 from boom_ray.search.trial_log import Trial, TrialLog, spent_seconds
 from boom_ray.session import node_resources
 from boom_ray.train.ensemble import Room, Watcher, train_ensemble
@@ -47,11 +48,11 @@ def devices_of(needed: Bundle) -> float:
 class RatioSearch:
     """One search: call :meth:`run`. ``stopped`` says why it ended before its end, None where it did not."""
 
-    def __init__(self, task: RatioTask, code: str, echo: Echo) -> None:
+    def __init__(self, task: RatioTask, echo: Echo) -> None:
         self.task, self.pool, self.costs = task, Pool(task), Costs(task)
         self.log = TrialLog(task.folder / FILE)
         self.stopped: str | None = None
-        self._code, self._echo = code, echo
+        self._echo = echo
         self._bundle = workers_bundle(task)
         self._done = {(t.number, t.rung or 0): t for t in self.log.replay()}
         self._failed: dict[int, Failure] = {}
@@ -64,7 +65,7 @@ class RatioSearch:
             BoomError: the budget does not cover the first round.
         """
         settings, space = self.task.recipe.ratio_search, self.task.space
-        if why := why_none_out_of_bag(rows_of(self.task)):
+        if why := why_none_out_of_bag(source_of(self.task.recipe, self.task.ledger, self.task.keys)):
             self._echo(f"  {why}")
         results: dict[Job, float | None] = {}
         while not self.stopped and (
@@ -162,7 +163,7 @@ class RatioSearch:
             "steps": [self.pool.step(i, rung) for i in chosen],
             "weights": self.task.recipe.ratio_search.weights,
         }
-        trial = Trial(number, SEARCHER, None, parameters, None, rung=rung, code=self._code)
+        trial = Trial(number, SEARCHER, None, parameters, None, rung=rung, code=code_version())
         lost = [i for i in chosen if not self.pool.has(i, rung)]
         if lost:
             return replace(trial, error=f"member {space.slots[lost[0]].label}, {self._failed[lost[0]]}")

@@ -85,7 +85,7 @@ def pool(recipe_file: Path, tmp_path: Path, small_corpus: Path, small_tokens: Pa
     with ledger.stage(keys.tokens) as stage:
         shutil.copytree(small_tokens, stage.path, dirs_exist_ok=True)
     draw_bags(Run(pool_recipe(recipe, space), ledger, look(recipe), keys, lambda line: None))
-    task = RatioTask(pool_recipe(recipe, space), ledger, keys, space, (), ledger.scratch("ratio_search", "x"))
+    task = RatioTask(pool_recipe(recipe, space), ledger, keys, space, ledger.scratch("ratio_search", "x"))
     return Pool(task)
 
 
