@@ -120,22 +120,21 @@ class _Jobs:
 
     def memory(self) -> dict[str, Any]:
         """Bytes of two actors that live at once, at three moments of each; ``added``: what the second takes, in all."""
-        import psutil
-
-        first, second = self._actor(), self._actor()
+        actors: list[subprocess.Popen[str]] = []
+        stages, totals = [], []
         try:
-            stages = [self._stages(first)]
-            alone = psutil.Process(first.pid).memory_full_info().pss
-            stages.append(self._stages(second))
-            pair = sum(psutil.Process(process.pid).memory_full_info().pss for process in (first, second))
+            for _ in range(2):
+                actors.append(self._start("actor", trials=2))
+                stages.append(self._stages(actors[-1]))
+                totals.append(sum(_used(process)["pss"] for process in actors))
         finally:
-            for process in (first, second):
+            for process in actors:
                 process.kill()
                 process.communicate()
         own = stages[1]
         return {
             "actors": stages,
-            "added": pair - alone,
+            "added": totals[1] - totals[0],
             "libraries": own["imported"]["uss"],
             "model": sum(f.stat().st_size for f in Path(self._job["made"]["base"]).glob("*.safetensors")),
             "activations": own["tried"]["uss"] - own["built"]["uss"],
@@ -144,19 +143,13 @@ class _Jobs:
             ),
         }
 
-    def _actor(self) -> subprocess.Popen[str]:
-        return self._start("actor", trials=2)
-
     def _stages(self, process: subprocess.Popen[str]) -> dict[str, dict[str, int]]:
         """USS and PSS when the libraries are imported, when all is built, and after trials, which it then waits at."""
-        import psutil
-
         assert process.stdin is not None
         assert process.stdout is not None
         told: dict[str, dict[str, int]] = {}
         for line in process.stdout:
-            used = psutil.Process(process.pid).memory_full_info()
-            told[json.loads(line)] = {"uss": used.uss, "pss": used.pss}
+            told[json.loads(line)] = _used(process)
             if len(told) == 3:
                 return told
             process.stdin.write("\n")
@@ -186,6 +179,14 @@ class _Jobs:
     def _told(self, name: str, trials: Sequence[Mapping[str, Any]]) -> None:
         wall = statistics.median(trial["seconds"]["wall"] for trial in trials)
         self._say(f"{name}: {wall:.2f} s per trial ({len(trials)} trials)")
+
+
+def _used(process: subprocess.Popen[str]) -> dict[str, int]:
+    """Bytes: uss, what only this process holds; pss, with its share of what several hold."""
+    import psutil
+
+    used = psutil.Process(process.pid).memory_full_info()
+    return {"uss": used.uss, "pss": used.pss}
 
 
 def _row(name: str, trials: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
