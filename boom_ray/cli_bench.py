@@ -172,6 +172,45 @@ def search(
     show(measure(replace(bench, bfloat16=bfloat16), say), table, json_file)
 
 
+@app.command("update")
+def update(
+    data: Annotated[Path, typer.Option(help="Directory with train, new_domain_train and eval.")],
+    directory: Annotated[Path, typer.Option(help="Where everything is made, and found again.")],
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="main (all seeds, against a full retrain), grid or chain. Repeatable; default: all."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
+    seeds: Annotated[str, typer.Option(help="Of main; grid and chain take the first.")] = "17,18,19",
+    rows: Annotated[
+        int, typer.Option(min=100, help="Rows of the old corpus, stratified over the training files.")
+    ] = 10_000,
+    cap: Annotated[int | None, typer.Option(help="Texts of an evaluation set at most; 0: whole sets.")] = 1200,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained and scored, and stop.")] = False,
+    rows_per_second: Annotated[float, typer.Option(min=0.01, help="Of training, for the plan.")] = 25.0,
+    seconds_per_model: Annotated[float, typer.Option(min=1, help="Of scoring a model, for the plan.")] = 240.0,
+    json_file: JsonFile = None,
+) -> None:
+    """What an update gains on a new domain, costs, and breaks: against a full retrain, by setting, and five in a row.
+
+    Hours on two cores: a part that is interrupted goes on when it is called again; results lie in DIRECTORY/results.
+
+    Example:  boom-ray bench update --data data --directory update --part main --seeds 17 --plan
+    """
+    from boom_ray.bench.update import PARTS, UpdateBench, bench_update, plan_lines
+    from boom_ray.bench.update_table import table
+
+    chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds.replace(",", "").isdigit() else ()
+    if not chosen:
+        raise BoomError(f"--seeds {seeds}: whole numbers with commas between them, as in 17,18,19.")
+    bench = UpdateBench(str(data), str(directory), model, chosen, rows, cap=cap or None)
+    parts = part or list(PARTS)
+    for line in plan_lines(bench, parts, rows_per_second, seconds_per_model):
+        say(line)
+    if not only_plan:
+        show(bench_update(bench, parts, say), table, json_file)
+
+
 def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")

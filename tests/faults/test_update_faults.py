@@ -97,13 +97,13 @@ def test_an_update_counts_its_rows_and_publishes_beside_the_old_version(inputs: 
     assert manifest["update"]["parent"]["name"] == first.name
     assert {entry["name"] for entry in manifest["corpus"]} == {"finding", "grouping", "grading", "asking"}
     cost = result.summary["cost"]
-    assert 0 < cost["update"]["seconds"]
+    assert cost["update"]["seconds"] > 0
     assert cost["retrain"]["how"] == "planned"
 
     from boom_ray.encoder import Encoder
 
     vectors = [Encoder.load(folder).encode(["ship harbour wave"]) for folder in (first, result.published)]
-    assert 0 < np.abs(vectors[0] - vectors[1]).max()
+    assert np.abs(vectors[0] - vectors[1]).max() > 0
 
 
 def test_the_second_call_does_nothing_and_old_rows_alone_make_no_version(inputs: Path, updated: Any) -> None:
