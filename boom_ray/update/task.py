@@ -160,7 +160,7 @@ def find_place(model: Any, name: Any, run_dir: str | os.PathLike[str] | None) ->
 def _joined(raw: dict[str, Any], run: Recipe, origin: str) -> Recipe:
     """The run's recipe with the sections that the update's recipe gives; what makes the old rows and the base must not
     differ."""
-    joined = parse_recipe(_laid_over(run.model_dump(mode="json"), raw), origin=origin)
+    joined = parse_recipe(_laid_over(run.model_dump(mode="json", exclude={"update"}), raw), origin=origin)
     for section in _THE_RUNS:
         if getattr(joined, section) != getattr(run, section):
             raise BoomError(
