@@ -34,21 +34,26 @@ def measure_steps(resident: Any, source: Any, settings: Any, point: Point) -> di
     gradients = {n: np.ones(size, np.float32) for n, size in engine.members.floats.items()}
     setting = Setting(point.method, point.of("all"), {}, point.scale, resident.spec.task_vectors)
     form = Direct(resident.grams, setting, tensor_groups(list(gradients), "coarse"))
+
+    def all_inner() -> None:
+        for name, array in gradients.items():
+            inner_products(engine, name, array)
+
     slopes(point, 0)  # the first call of every kernel is not counted
     parts: dict[str, list[float]] = {}
     for step in range(_STEPS):
         batch = probe.batch(step)
-        _, slope = _timed(parts, "step", lambda s=step: slopes(point, s))
-        _timed(parts, "apply", lambda: resident.apply(point))
-        _timed(parts, "slope", lambda: [inner_products(engine, n, g) for n, g in gradients.items()])
-        _timed(parts, "chain", lambda s=slope: form.pull(form.start(), s))
-        _timed(parts, "encode", lambda b=batch: encoder.encode_tokens(b.queries + b.candidates))
+        _, slope = _timed(parts, "step", slopes, point, step)
+        _timed(parts, "apply", resident.apply, point)
+        _timed(parts, "slope", all_inner)
+        _timed(parts, "chain", form.pull, form.start(), slope)
+        _timed(parts, "encode", encoder.encode_tokens, batch.queries + batch.candidates)
     return {"rows": _BATCH, "seconds": {name: statistics.median(found) for name, found in parts.items()}}
 
 
-def _timed(parts: dict[str, list[float]], name: str, work: Callable[[], Any]) -> Any:
+def _timed(parts: dict[str, list[float]], name: str, work: Callable[..., Any], *given: Any) -> Any:
     started = time.perf_counter()
-    found = work()
+    found = work(*given)
     parts.setdefault(name, []).append(time.perf_counter() - started)
     return found
 

@@ -17,7 +17,8 @@ from boom_ray.merge.methods import Setting, tensor_coefficients
 from boom_ray.merge.registry import get_method
 from boom_ray.search.slerp_chain import arc_factor
 
-Derivative = Callable[[np.ndarray, np.ndarray], np.ndarray]  # gram (M, M), weights (M,) -> (M, M)
+# gram (M, M), weights (M,), the coefficients (M,) that they give -> (M, M): coefficient (row) by weight (column)
+Derivative = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 _CANCELLED = 1e-7  # as in merge.span: below this, a sum of unit vectors has no direction and the mean is taken
 _SLERP_THRESHOLD = 0.9995  # slerp's default: above this cosine it is linear
 _SERIES = 1e-5
@@ -35,10 +36,12 @@ def tensor_jacobian(setting: Setting, gram: np.ndarray | None) -> np.ndarray:
     derivative = derivative_of(setting.method)
     count, weights = len(setting.weights), np.asarray(setting.weights, np.float64)
     found = np.zeros((count + 1, count + 1))
-    found[:count, count] = tensor_coefficients(replace(setting, scale=1.0), gram, has_base=True)[:count]
+    values = tensor_coefficients(replace(setting, scale=1.0), gram, has_base=True)[:count]
+    found[:count, count] = values
     frozen = gram is not None and setting.in_deltas and not np.diagonal(gram).any()
     if not frozen:
-        found[:count, :count] = setting.scale * derivative(np.zeros((0, 0)) if gram is None else gram, weights)
+        matrix = np.zeros((0, 0)) if gram is None else gram
+        found[:count, :count] = setting.scale * derivative(matrix, weights, values)
     if setting.in_deltas:
         found[count] = -found[:count].sum(axis=0)
     else:
@@ -61,18 +64,23 @@ def derivative_of(method: str) -> Derivative:
     return _DERIVATIVES[method]
 
 
-def _linear(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _linear(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return _mean(weights)
+
+
+def _mean(weights: np.ndarray) -> np.ndarray:
+    """Of w / Σw."""
     total = math.fsum(weights)
     return (np.eye(len(weights)) - np.outer(weights / total, np.ones(len(weights)))) / total
 
 
-def _task_arithmetic(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _task_arithmetic(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.eye(len(weights))
 
 
-def _multislerp(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _multislerp(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Of d S / L with d = w / (l + eps), S = Σ w l and L = |Σ d t|."""
-    normal, shares = _linear(gram, weights), weights / math.fsum(weights)
+    normal, shares = _mean(weights), weights / math.fsum(weights)
     lengths = _lengths(gram)
     inverse = np.where(lengths > 0, 1 / (lengths + 1e-8), 0.0)
     direction = shares * inverse
@@ -85,13 +93,13 @@ def _multislerp(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (turned - np.outer(direction, along * inverse * mean / length**3)) @ normal
 
 
-def _karcher(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _karcher(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """By the implicit function theorem: the mean x on the sphere solves Σ s_i log_x(u_i) = 0.
 
     In coefficients over the unit vectors u, with cosines c_i = x·u_i and φ(c) = θ / sin θ, that is
     F_k = s_k φ_k - x_k Σ s_i φ_i c_i = 0 (times the Gram matrix of u), with x of length 1.
     """
-    normal, shares = _linear(gram, weights), weights / math.fsum(weights)
+    normal, shares = _mean(weights), weights / math.fsum(weights)
     lengths = _lengths(gram)
     there = np.flatnonzero((lengths > 0) & (shares > 0))
     unit, some = lengths[there], shares[there]
@@ -99,8 +107,7 @@ def _karcher(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
     if len(there) == 0 or some @ cosines @ some <= _CANCELLED**2:
         return normal
     mean_length = float(shares @ lengths)
-    setting = Setting("karcher", tuple(shares.tolist()), {}, task_vectors=True)
-    x = tensor_coefficients(setting, gram, has_base=True)[there] * unit / mean_length
+    x = values[there] * unit / mean_length
     part = some / some.sum()
     by_part = _mean_by_shares(cosines, part, x)
     by_shares = np.zeros((len(there), len(weights)))
@@ -134,16 +141,16 @@ def _stretch(cosine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return value, slope
 
 
-def _slerp(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _slerp(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return _arc(gram, weights, _SLERP_THRESHOLD)
 
 
-def _nuslerp(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _nuslerp(gram: np.ndarray, weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return _arc(gram, weights, math.inf)
 
 
 def _arc(gram: np.ndarray, weights: np.ndarray, threshold: float) -> np.ndarray:
-    normal, shares = _linear(gram, weights), weights / math.fsum(weights)
+    normal, shares = _mean(weights), weights / math.fsum(weights)
     product = math.sqrt(gram[0, 0] * gram[1, 1])
     cosine = float(gram[0, 1] / product) if product > 0 else None
     if cosine is None or abs(cosine) > threshold:

@@ -344,7 +344,7 @@ def test_the_loss_falls(spec, source, searcher):
     descent = gradient_descent(Resident(spec, device="cpu"), source, OBJECTIVE, settings)
     state, _ = descent.advance()
     losses = []
-    for _ in range(6):
+    for _ in range(3):
         state, _ = descent.advance(state)
         losses.append(math.fsum(state["losses"]))
     assert losses[-1] < losses[0]

@@ -58,7 +58,7 @@ class Case:
         return self.loss(point), slope
 
 
-def _descend(case: Case, form: Form, trials: int = 60, rate: float = 0.05) -> list[tuple[float, Point]]:
+def _descend(case: Case, form: Form, trials: int = 25, rate: float = 0.05) -> list[tuple[float, Point]]:
     descent = Descent(form, case.slopes, steps=10, rate=rate)
     state, point = descent.advance()
     found = [(case.loss(point), point)]
@@ -122,7 +122,7 @@ def test_the_penalty_shortens_the_merged_task_vector():
 def test_the_direct_form_finds_it(method, task_vectors):
     case = Case(even_point(method, WEIGHTS, SCALE), task_vectors)
     form = Direct(case.grams, Setting(method, (1.0,) * 3, {}, 1.0, task_vectors), dict.fromkeys(GROUPS, ALL))
-    value, point = _descend(case, form)[-1]
+    value, point = _descend(case, form, trials=12)[-1]
     assert value < 1e-6
     assert np.allclose(point.of(ALL), WEIGHTS, atol=2e-3)
     assert point.scale == pytest.approx(SCALE, abs=2e-3)
@@ -137,12 +137,12 @@ def test_the_direct_form_finds_the_weights_of_every_tensor_group():
     }
     case = Case(Point("multislerp", wanted, 0.9), task_vectors=True)
     form = Direct(case.grams, Setting("multislerp", (1.0,) * 3, {}, 1.0, True), GROUPS)
-    found = _descend(case, form, trials=150)
+    found = _descend(case, form, trials=20)
     value, point = found[-1]
-    assert value < 1e-5
+    assert value < 1e-8
     for group, weights in wanted.items():
-        assert np.allclose(point.of(group), weights, atol=0.02), group
-    assert point.scale == pytest.approx(0.9, abs=0.01)
+        assert np.allclose(point.of(group), weights, atol=1e-3), group
+    assert point.scale == pytest.approx(0.9, abs=1e-3)
     one = Direct(case.grams, Setting("multislerp", (1.0,) * 3, {}, 1.0, True), dict.fromkeys(GROUPS, ALL))
     assert _descend(case, one)[-1][0] > 100 * value  # one weight per member cannot
 
