@@ -185,8 +185,10 @@ def _table(search: Search, trials: Sequence[Trial], best: Trial) -> list[dict[st
     ended = [t.number for t in trials if t.rung == top and t.value is not None and math.isfinite(t.value)]
     sets = [space.sets[best.number], *(space.sets[n] for n in ended if n != best.number)]
     sets += [(slot,) for slot in space.used if search.pool.has(slot, top)]
-    judged = ((slots, *(search.judge_half(slots, half) for half in ("a", "b"))) for slots in dict.fromkeys(sets))
-    rows = [_Row(set_name(space, slots), slots, a, b) for slots, a, b in judged]
+    rows = [
+        _Row(set_name(space, slots), slots, search.judge_half(slots, "a"), search.judge_half(slots, "b"))
+        for slots in dict.fromkeys(sets)
+    ]
     paired = Paired({row.name: row.b.samples for row in rows})
     weights = even(list(rows[0].b.samples))
     found = []

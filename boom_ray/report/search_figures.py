@@ -59,7 +59,7 @@ def convergence(searches: Sequence[Found]) -> Figure | None:
         axes.step(trials, [row["best"] for row in rows], where="post", color=colour, linewidth=1.9,
                   linestyle=DASHES[index % len(DASHES)], label=found.name)  # fmt: skip
     axes.set_xlabel("trial")
-    axes.set_ylabel(lines[0][0].objective if len({f.objective for f, _ in lines}) == 1 else "objective")
+    axes.set_ylabel("objective, lower is better" if lines[0][0].lower else "objective, higher is better")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y")
     figure.legend(loc="outside upper left", ncols=2, handlelength=2.0)
@@ -227,7 +227,8 @@ def id_ood(rows: Sequence[Row]) -> Figure | None:
     for index, row in enumerate(rows):
         colour = MERGES.get(row["model"], MEMBERS[index % len(MEMBERS)])
         _cross(axes, row, colour)
-        axes.scatter(100 * row["id"], 100 * row["ood"], s=60, color=colour, zorder=3, edgecolor=PAPER, linewidth=0.8,
+        size = 170 if row["model"] == "merge-searched" else 60
+        axes.scatter(100 * row["id"], 100 * row["ood"], s=size, color=colour, zorder=3, edgecolor=PAPER, linewidth=0.8,
                      marker=MARKERS.get(row["model"], MARKERS.get(row["kind"], "o")), label=row["model"])  # fmt: skip
     axes.set_xlabel("in-domain, points over the base")
     axes.set_ylabel("out-of-domain, points over the base")

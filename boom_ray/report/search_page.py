@@ -16,11 +16,23 @@ from boom_ray.report.redact import scrub
 from boom_ray.report.search_figures import OF_ONE, convergence, id_ood, shown
 from boom_ray.report.style import STYLE
 from boom_ray.report.text import grid
-from boom_ray.search.analysis import LEAST, Found, Row, half_b, id_against_ood, importance, overview, table, write_table
+from boom_ray.search.analysis import (
+    LEAST,
+    Found,
+    Row,
+    half_b,
+    id_against_ood,
+    importance,
+    overview,
+    table,
+    weighable,
+    write_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Drawn = tuple[str, str, str, "Figure"]
 PAGE = "index.html"
 _MOST_ROWS = 200  # of a table on the page; the file beside it has all
 _HIDDEN = ("search", "searcher", "taken", "failed")
@@ -40,22 +52,26 @@ def write_analysis(searches: Sequence[Found], out: Path, ending: str = "csv") ->
     if any(len(found.lines) > len(found.trials) for found in searches):
         files.append(out / f"judgements.{ending}")
         write_table(table(searches, every=True), files[-1])
-    for stem, _, _, figure in figures(searches):
+    drawn = list(figures(searches))
+    page = write_search_page(searches, drawn)  # first: a figure is laid out when it is drawn
+    for stem, _, _, figure in drawn:
         files.append(out / f"{stem}.png")
         files[-1].write_bytes(to_png(figure))
-    files.append(out / PAGE)
-    write_durably(files[-1], write_search_page(searches))
-    return files
+    write_durably(out / PAGE, page)
+    return [*files, out / PAGE]
 
 
-def figures(searches: Sequence[Found]) -> Iterator[tuple[str, str, str, Figure]]:
+def figures(searches: Sequence[Found]) -> Iterator[Drawn]:
     """(file name without ending, title, caption, figure) of all that there is to show."""
     runs = [row for run in dict.fromkeys(found.run for found in searches if found.run) for row in id_against_ood(run)]
-    shared = (
-        ("convergence", "Convergence", "The best value so far; dots are trials of one rung.", convergence(searches)),
-        ("id_ood", "In-domain against out-of-domain", "Models of the run, with 95 % intervals.", id_ood(runs)),
-    )
-    yield from (entry for entry in shared if entry[3] is not None)  # type: ignore[misc]
+    kinds = dict.fromkeys((found.kind, found.objective) for found in searches)  # what has one scale shares a figure
+    for number, kind in enumerate(kinds):
+        together = [found for found in searches if (found.kind, found.objective) == kind]
+        if (figure := convergence(together)) is not None:
+            name = "convergence" + (f"-{number + 1}" if len(kinds) > 1 else "")
+            yield name, "Convergence", f"The best value so far; dots are trials of one rung. {kind[1]}.", figure
+    if (figure := id_ood(runs)) is not None:
+        yield "id_ood", "In-domain against out-of-domain", "Models of the run, with 95 % intervals.", figure
     for found, stem in zip(searches, _stems(searches), strict=True):
         for name, (draw, title, caption) in OF_ONE.items():
             figure = draw(found)
@@ -70,13 +86,17 @@ def _stems(searches: Sequence[Found]) -> list[str]:
     return [re.sub(r"[^A-Za-z0-9]+", "-", found.name).strip("-") + "-" for found in searches]
 
 
-def write_search_page(searches: Sequence[Found]) -> str:
-    """The page as HTML text; every word of a search is escaped, and what looks like a credential is left out."""
+def write_search_page(searches: Sequence[Found], drawn: Sequence[Drawn] | None = None) -> str:
+    """The page as HTML text; every word of a search is escaped, and what looks like a credential is left out.
+
+    Args:
+        drawn: the :func:`figures`, where the caller has them already.
+    """
     title = " · ".join(found.name for found in searches)
     shown_figures = [
         f"<figure><figcaption><b>{escape(head)}</b><span>{escape(caption)}</span></figcaption>"
         f"{inline_svg(to_svg(figure), stem, head)}</figure>"
-        for stem, head, caption, figure in figures(searches)
+        for stem, head, caption, figure in (figures(searches) if drawn is None else drawn)
     ]
     body = "\n".join(_search_section(found) for found in searches)
     head, rows = overview_table(searches)
@@ -145,7 +165,7 @@ def _sentences(searches: Sequence[Found]) -> list[str]:
             f"A trial with several judgements is shown with its {kinds} one. Values of different rungs were taken on "
             f"other rows or after other training: curves, importance and panels keep to one rung."
         )
-    few = [found.name for found in searches if not importance(found)]
+    few = [found.name for found in searches if not weighable(found)[0]]
     if few:
         notes.append(f"No importance for {', '.join(few)}: it takes {LEAST} comparable trials that differ.")
     if any(half_b(found) for found in searches):

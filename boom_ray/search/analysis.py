@@ -63,6 +63,14 @@ def parameters(found: Found) -> list[str]:
     return [name for name in names if len({row[name] for row in rows if row[name] is not None}) > 1]
 
 
+def weighable(found: Found) -> tuple[list[Row], list[str]]:
+    """The judgements and parameters that an importance is taken of; nothing where there are too few of them."""
+    names = parameters(found)
+    rows = [row for row in comparable(found) if all(row[name] is not None for name in names)]
+    enough = len(rows) >= LEAST and names and len({row["value"] for row in rows}) > 1
+    return (rows, names) if enough else ([], [])
+
+
 def importance(found: Found) -> list[Row]:
     """How much of the variance of the value each parameter explains: fANOVA (Hutter et al. 2014) by Optuna.
 
@@ -70,9 +78,8 @@ def importance(found: Found) -> list[Row]:
     another, so a member's share also holds what its neighbours gave way for. Empty with fewer than :data:`LEAST`
     comparable trials, or where nothing varies.
     """
-    rows, names = comparable(found), parameters(found)
-    rows = [row for row in rows if all(row[name] is not None for name in names)]
-    if len(rows) < LEAST or not names or len({row["value"] for row in rows}) < 2:
+    rows, names = weighable(found)
+    if not rows:
         return []
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
@@ -99,9 +106,9 @@ def convergence(found: Found) -> list[Row]:
     """The best value so far, trial by trial, with the device-seconds that it took; over comparable trials."""
     rows, best, seconds = [], math.inf, 0.0
     sign = 1 if found.lower else -1
-    spent = Counter[Any]()
+    spent: dict[int, float] = {}
     for row in found.lines:
-        spent[row["trial"]] += row.get("seconds:total") or 0.0
+        spent[row["trial"]] = spent.get(row["trial"], 0.0) + (row.get("seconds:total") or 0.0)
     for row in sorted(comparable(found), key=lambda row: row["trial"]):
         best, seconds = min(best, sign * row["value"]), seconds + spent[row["trial"]]
         rows.append({"search": found.name, "trial": row["trial"], "value": row["value"], "best": sign * best,
@@ -110,12 +117,11 @@ def convergence(found: Found) -> list[Row]:
 
 
 def overview(searches: Sequence[Found]) -> list[Row]:
-    """One row per search, to compare them: trials, failures, best, when it was found, cost, distance from uniform and
+    """One row per search, to compare them: trials, failures, best, cost, distance from uniform and
     from ratio weights."""
     rows = []
     for found in searches:
-        best, line = found.best, convergence(found)
-        reached = line[-1]["best"] if line else None
+        best = found.best
         rows.append(
             {
                 "search": found.name,
@@ -125,7 +131,6 @@ def overview(searches: Sequence[Found]) -> list[Row]:
                 "best": best["value"] if best else None,
                 "best trial": best["trial"] if best else None,
                 "rung": best["rung"] if best else None,
-                "found after": next((row["trial"] + 1 for row in line if row["best"] == reached), None),
                 "device-seconds": _spent(found),
                 "to uniform": best.get("distance_uniform") if best else None,
                 "to ratio": best.get("distance_ratio") if best else None,

@@ -217,13 +217,12 @@ def read_results(
         BoomError: no metric is known, or no trial has reported it.
     """
     known = getattr(results, "_experiment_analysis", None)
-    reports = {}
+    reports: dict[str, tuple[Mapping[str, Any], list[Mapping[str, Any]]]] = {}
     for number, result in enumerate(results):
         frame = result.metrics_dataframe
         history = frame.to_dict("records") if frame is not None and len(frame) else []
         last = dict(result.metrics or {})
-        flat = [{**report, "config": None} for report in history[:-1]] + ([last] if last else [])
-        reports[f"{number:06d}"] = (last.get("config") or {}, flat)
+        reports[f"{number:06d}"] = (last.get("config") or {}, [*history[:-1], *([last] if last else [])])
     metric, mode = metric or getattr(known, "default_metric", None), mode or getattr(known, "default_mode", None)
     return _tune_found(name, reports, metric, mode, take)
 

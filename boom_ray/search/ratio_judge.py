@@ -32,7 +32,7 @@ class Judges:
         recipe = self._task.recipe
         if self._actor is None:
             base = self._task.ledger.path(self._task.keys.base).resolve()
-            made = SetJudge.options(num_cpus=0, num_gpus=self._gpu)
+            made = ray.remote(num_cpus=0, num_gpus=self._gpu)(SetJudge)
             of = (base, source_of(recipe, self._task.ledger, self._task.keys), objective_settings(recipe))
             self._actor = made.remote(*of, recipe.merge.task_vectors, self._threads)
         ratios = [self._task.space.slots[slot].ratio for slot, _ in places]
@@ -54,7 +54,6 @@ class Judges:
             self._actor = None
 
 
-@ray.remote(num_cpus=0)
 class SetJudge:
     """Merges members in memory and judges the merge; the rows are chosen once for all sets."""
 

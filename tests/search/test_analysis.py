@@ -99,7 +99,7 @@ def test_last_and_best_of_a_trial_that_was_judged_twice(tmp_path: Path) -> None:
 def test_sets_of_ratios(tmp_path: Path) -> None:
     found = read_searches(ratio_search(tmp_path / "asha"))[0]
     assert found.kind == "ratios"
-    assert (len(found.trials), len(found.lines)) == (9, 12)
+    assert (len(found.trials), len(found.lines)) == (9, 13)
     assert (found.best["trial"], found.best["rung"]) == (4, 2)
     for row in found.trials:
         held = [name for name in row if name.startswith("has:") and row[name]]
