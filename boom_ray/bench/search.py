@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.bench.search_made import Made, make
+from boom_ray.bench.search_steps import step_line
 from boom_ray.bench.train import machine
 from boom_ray.config import BoomError
 
@@ -83,6 +84,7 @@ def _measure(jobs: _Jobs) -> dict[str, Any]:
         "rows": [_row(name, trials, found["ours"]) for name, trials in found.items()],
         "objective": {"rows": ours["trials"][0]["rows"], "sizes": ours["sizes"], "padding": ours["padding"]},
         "memory": jobs.memory(),
+        "gradient": jobs.steps(),
         "ranks": {name: _ranks(trials, found["ours"]) for name, trials in found.items() if name.startswith("ours")},
         "trials": found,
     }
@@ -116,6 +118,12 @@ class _Jobs:
             seconds = {**merged["seconds"], **scored["seconds"], "wall": time.perf_counter() - started}
             found.append({"point": number, "seconds": seconds, "score": scored["score"]})
         self._told("user, two commands", found)
+        return found
+
+    def steps(self) -> dict[str, Any]:
+        """Parts of a step of the gradient search."""
+        found = self._run("steps")
+        self._say(step_line(found))
         return found
 
     def memory(self) -> dict[str, Any]:
@@ -230,7 +238,7 @@ def table(result: Mapping[str, Any]) -> str:
     apart = max(row["largest_difference"] for row in result["rows"])
     rows, padding = result["objective"]["rows"], 100 * result["objective"]["padding"]
     lines.append(f"the same {rows} rows, {padding:.1f} % padding; scores of one point differ by {apart:.1e} at most")
-    return "\n".join([*lines, *_rank_lines(result), *_memory_lines(result["memory"])])
+    return "\n".join([*lines, *_rank_lines(result), *_memory_lines(result["memory"]), step_line(result["gradient"])])
 
 
 def _rank_lines(result: Mapping[str, Any]) -> list[str]:

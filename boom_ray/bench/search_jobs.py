@@ -2,7 +2,8 @@
 
 ``trials`` judges points in a resident model. ``loop`` is what a user does today: for each point merge to disk, load the
 model with sentence-transformers, encode the texts of the same rows, and take the same metrics; ``merge`` and
-``evaluate`` are its two halves as commands. ``actor`` is a trial actor whose memory is measured from outside.
+``evaluate`` are its two halves as commands. ``actor`` is a trial actor whose memory is measured from outside; ``steps``
+are those of the gradient search.
 """
 
 from __future__ import annotations
@@ -135,12 +136,22 @@ def actor(job: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def steps(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a step of the gradient search costs."""
+    from boom_ray.bench.search_steps import measure_steps
+
+    resident, _ = build(job, shares=(1.0,))
+    source = pickle.loads(Path(job["made"]["source"]).read_bytes())
+    point = Point.from_json(json.loads(Path(job["made"]["points"]).read_text())[0])
+    return measure_steps(resident, source, settings(job["rows"]), point)
+
+
 def _stage(name: str) -> None:
     print(json.dumps(name), flush=True)
     sys.stdin.readline()
 
 
-KINDS = {"trials": trials, "loop": loop, "merge": merge, "evaluate": evaluate, "actor": actor}
+KINDS = {"trials": trials, "loop": loop, "merge": merge, "evaluate": evaluate, "actor": actor, "steps": steps}
 
 
 if __name__ == "__main__":

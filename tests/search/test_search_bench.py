@@ -91,8 +91,17 @@ def test_figures_and_table() -> None:
         "ranks": {"ours": ranks},
         "objective": {"rows": 500, "padding": 0.05, "sizes": [(56, 200, 9000), (500, 2000, 90000)]},
         "memory": {**memory, "members": 455_000_000, "actors": []},
+        "gradient": {"rows": 32, "seconds": {"step": 2.4, "apply": 0.02, "slope": 0.05, "chain": 0.01, "encode": 0.8}},
     }
     text = bench.table(result)
     assert "user                    12.00        5.00        66.7 %            6.00 ×" in text
     assert "56 rows, 200 texts, 9000 tokens in 0.50 s; rank correlation with the full objective 0.500 (loss)" in text
     assert "adds 400 MB: 250 of interpreter and libraries, 40 of activations, 110 for a model of 91" in text
+    assert "a gradient step on 32 rows: 2.40 s, 3.0 × the encoding of its texts (0.80 s); of that 0.020 s apply" in text
+
+
+def test_parts_of_a_gradient_step(made: Made, tmp_path: Path) -> None:
+    found = search_jobs.steps(job(made, tmp_path / "merged"))
+    assert found["rows"] == 32
+    assert [*found["seconds"]] == ["step", "apply", "slope", "chain", "encode"]
+    assert found["seconds"]["step"] > found["seconds"]["apply"] > 0
