@@ -90,7 +90,7 @@ class Judge:
             seconds |= {"descend": descended, "total": descended + seconds["total"]}
         finite = math.isfinite(judged.value)
         found |= {"value": judged.value if finite else None, "rows": judged.rows, "seconds": seconds}
-        found |= {"by_dataset": dict(judged.by_dataset), "metric": finite_only(judged.metric)}
+        found |= {"by_dataset": finite_only(judged.by_dataset), "metric": finite_only(judged.metric)}
         found |= {"score": judged.score if math.isfinite(judged.score) else None}
         return found if finite else {**found, "error": "the objective is not a finite number"}
 

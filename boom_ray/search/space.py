@@ -144,7 +144,10 @@ class Space:
         Raises:
             BoomError: even the coarsest has more.
         """
-        sizes = {(r, s): self._grid_size(r, s) for r in range(1, _FINEST) for s in range(1, min(r + 1, 9) + 1)}
+        moving = any(d.name in ("scale", "base_share") for d in self.dimensions())
+        even = [(r, s) for r in range(1, _FINEST) for s in range(1, min(r + 1, 9) + 1) if s == 9 or r <= 2 * s]
+        levels = even if moving else [(r, 1) for r in range(1, _FINEST)]  # neither much finer than the other
+        sizes = {level: self._grid_size(*level) for level in levels}
         fitting = {level: size for level, size in sizes.items() if size <= most}
         if not fitting:
             raise BoomError(

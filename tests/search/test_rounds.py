@@ -79,13 +79,13 @@ def test_no_order_of_completion_and_no_number_of_actors_matters(tmp_path):
 def test_killed_after_any_trial_it_ends_as_if_left_alone(tmp_path):
     expected = _run(tmp_path / "whole")
     total = len(expected)
-    for killed_at in range(total + 1):
+    for killed_at in range(0, total + 1, 2):
         folder = tmp_path / str(killed_at)
         chance = random.Random(killed_at)
         ended = _drive(
             ScriptSearch(searching(_plan()), _records(folder)), lambda r, c=chance: c.choice(r), 3, killed_at
         )
-        if killed_at % 3 == 1:  # the kill cut the line that was being written
+        if killed_at % 3 == 2:  # the kill cut the line that was being written
             log = folder / "trials.jsonl"
             log.write_bytes(log.read_bytes()[:-9])
             ended -= 1

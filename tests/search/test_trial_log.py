@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from boom_ray.config import BoomError
@@ -45,6 +45,7 @@ def test_a_nan_is_a_failed_trial(log):
         best_trial(log.read())
 
 
+@settings(max_examples=25)
 @given(st.integers(1, 400))
 def test_a_cut_last_line_is_dropped_and_written_again(tmp_path_factory, cut):
     log = TrialLog(tmp_path_factory.mktemp("log") / "trials.jsonl")
