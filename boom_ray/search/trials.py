@@ -145,18 +145,19 @@ class _Progress:
 
     def __init__(self, trials: int, echo: Echo) -> None:
         self._trials, self._echo = trials, echo
-        self._best: Trial | None = None
+        self._best: tuple[int, float, int] | None = None  # (- rung, value, number)
         self._last = time.monotonic()
 
     def __call__(self, asked: Asked, trial: Trial) -> None:
-        top = asked.what == "trial" and trial.value is not None
-        if top and (self._best is None or self._best.value is None or trial.value < self._best.value):
-            self._best = trial
+        if asked.what == "trial" and trial.value is not None:
+            rung = -1 if trial.rung is None else trial.rung  # more rows come before a lower value
+            found = (-rung, trial.value, trial.number)
+            self._best = min(self._best, found) if self._best else found
         if time.monotonic() - self._last < _QUIET_SECONDS:
             return
         self._last = time.monotonic()
         if asked.what == "trial":
-            best = f", best {self._best.value:.4f} (trial {self._best.number})" if self._best else ""
+            best = f", best {self._best[1]:.4f} (trial {self._best[2]})" if self._best else ""
             self._echo(f"  trial {asked.number} of {self._trials}{best}, {trial.seconds.get('total', 0.0):.2f} s each")
         else:
             self._echo(f"  {asked.what.replace('_', ' ')}: {asked.searcher}")
