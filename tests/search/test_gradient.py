@@ -6,10 +6,12 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_run import make_run
 
 from boom_ray.config import BoomError
 from boom_ray.data.bag_rules import BagRule
@@ -21,16 +23,21 @@ from boom_ray.merge.engine import Engine
 from boom_ray.merge.gram import Grams, gram
 from boom_ray.merge.members import open_members
 from boom_ray.merge.methods import Setting, tensor_coefficients
+from boom_ray.search.baselines import whole_search
 from boom_ray.search.coefficients import MergeSpec, point_coefficients
 from boom_ray.search.descent import Descent
 from boom_ray.search.forms import Direct, Form
 from boom_ray.search.gradient import GradientSettings, SpanSlopes, gradient_descent, inner_products
 from boom_ray.search.groups import tensor_groups
 from boom_ray.search.jacobians import tensor_jacobian
+from boom_ray.search.judging import Judge
 from boom_ray.search.objective_rows import ObjectiveSettings, Source, judged_rows
 from boom_ray.search.probe import Probe
 from boom_ray.search.resident import Resident
+from boom_ray.search.rounds import Records, ScriptSearch
 from boom_ray.search.self_positioning import SelfPositioning
+from boom_ray.search.settings import judge_spec, setup_of
+from boom_ray.search.trial_log import TrialLog
 from boom_ray.train.gather import gather_rows
 from boom_ray.train.loop import batch_loss
 
@@ -348,6 +355,36 @@ def test_the_loss_falls(spec, source, searcher):
         state, _ = descent.advance(state)
         losses.append(math.fsum(state["losses"]))
     assert losses[-1] < losses[0]
+
+
+def _search(run, folder: Path, dies_at: int | None = None) -> list[dict[str, object]]:
+    """A whole search as Tune drives it, its judge in this process, to its end or until its log has so many trials."""
+    recipe, ledger, keys = run
+    judge = Judge(judge_spec(recipe, ledger, keys, folder / "half_b"))
+    records = Records(TrialLog(folder / "trials.jsonl"), TrialLog(folder / "others.jsonl"), "1+test")
+    search = ScriptSearch(whole_search(setup_of(recipe, ledger, keys)), records)
+    number = 0
+    while isinstance(config := search.suggest(str(number)), dict) and len(records.trials.read()) != dies_at:
+        search.on_trial_complete(str(number), {"found": json.dumps(judge(config["asked"]))})
+        number += 1
+    assert search.broken is None
+    return [trial.to_json() | {"seconds": None} for trial in records.trials.read()]
+
+
+@pytest.mark.parametrize("searcher", ["self_positioning", "gradient"])
+def test_killed_and_resumed_it_has_the_trials_of_an_undisturbed_search(small_tokens, small_base, tmp_path, searcher):
+    settings = {"searcher": searcher, "trials": 4, "max_rows": 8, "gradient": {"steps": 2, "batch": 4}}
+    run = make_run(tmp_path / "run", small_tokens, small_base, **settings)
+    expected = _search(run, tmp_path / "alone")
+    assert [t["parameters"]["step"] for t in expected] == [0, 2, 4, 6]
+    assert len({t["value"] for t in expected}) == 4
+    killed = tmp_path / "killed"
+    for dies_at in (2, 3):
+        _search(run, killed, dies_at)
+        log = killed / "trials.jsonl"
+        log.write_bytes(log.read_bytes()[:-9])  # as a kill in the middle of a line leaves it
+        assert len(TrialLog(log).read()) == dies_at - 1
+    assert _search(run, killed) == expected
 
 
 class _Bowl:
