@@ -185,7 +185,7 @@ def train_members(run: Run) -> Run:
     watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
     grams = GrowingGrams(_gram_task(run))
     with watch(watched) as shown:
-        watcher = Watcher(shown.tick, grams.grow, run.echo)
+        watcher = Watcher(shown.tick, grams.grow, say=run.echo)
         failed = train_ensemble(ledger, work, plan.placements, Room(plan.bundle, plan.limits.max_concurrent), watcher)
     grams.wait()
     return _without(run, {work[name][0].key: failure for name, failure in failed.items()})

@@ -299,8 +299,8 @@ def measure_drift(job: Job) -> None:
 
     sets = old_sets(job, evaluation(job))
     texts = {} if sets else {"dev rows of the old corpus": dev_texts(job)}
-    models = (job.path(job.stand.model), job.path(keys.merge))
-    task = DriftTask(*(str(model.resolve()) for model in models), tuple(sets), texts)
+    old, new = (str(job.path(key).resolve()) for key in (job.stand.model, keys.merge))
+    task = DriftTask(old, new, tuple(sets), texts)
     with job.ledger.stage(keys.drift, {"old": job.stand.model.identity, "new": keys.merge.identity}) as stage:
         told = measure_versions(task)
         (stage.path / "drift.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
