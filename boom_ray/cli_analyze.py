@@ -47,7 +47,9 @@ def analyze(
 
     found = [search for run in runs for search in read_searches(run, take, metric, mode)]  # type: ignore[arg-type]
     searches = _named(found)
-    typer.echo(f"{len(searches)} searches, {sum(len(s.trials) for s in searches)} trials", err=True)
+    typer.echo(
+        f"reading {sum(len(s.trials) for s in searches)} trials of {', '.join(s.name for s in searches)}", err=True
+    )
     files = write_analysis(searches, out, table)
     typer.echo(format_analysis(searches))
     typer.echo(f"\npage: {files[-1]}\ntable: {files[0]}")

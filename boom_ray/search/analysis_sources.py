@@ -244,7 +244,8 @@ def _tune_found(
     lines = []
     for number, key in enumerate(order):
         config, rows = reports[key]
-        settings = {f"config:{k}": v for k, v in flat(config).items() if isinstance(v, int | float | str | bool)}
+        kept = {k: v for k, v in flat(config).items() if isinstance(v, int | float | str | bool)}
+        settings = {f"config:{k}": v for k, v in kept.items() if (k, v) != ("number", number)}  # names the trial only
         for row in rows or [{}]:
             value = numbers(row).get(metric)
             finite = value is not None and math.isfinite(value)

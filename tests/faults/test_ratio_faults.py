@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -83,7 +84,7 @@ def check_trainings(run_dir: Path) -> None:
         assert all(before[1] <= after[0] for before, after in pairwise(spans)), (member, spans)
     assert len(list(run_dir.glob("rungs/member-*-step*/manifest.json"))) == 5
     finished = {path.parent.name for path in run_dir.glob("members/*/manifest.json")}
-    assert len(finished) == len(outcome(run_dir)["best"]["ratios"])
+    assert len(finished) >= len(outcome(run_dir)["best"]["ratios"])
 
 
 def test_every_member_is_trained_once_and_the_best_set_to_its_end(undisturbed: tuple[Path, str]) -> None:
@@ -120,6 +121,26 @@ def test_a_second_call_does_nothing(recipe: Path, undisturbed: tuple[Path, str])
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
     assert "this search is done" in search(recipe, run_dir)
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_more_trials_go_on_with_the_same_log_and_a_budget_ends_them(
+    recipe: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Five trials are answered by the log; members of the others are trained already, but nothing is left to spend."""
+    run_dir = tmp_path / "c"
+    shutil.copytree(undisturbed[0], run_dir)
+    before = trials(run_dir)
+    shutil.rmtree(artifact(run_dir))
+    text = search(recipe, run_dir, "--trials", "8", "--budget", "1")
+    assert "stopped by the budget" in text
+    assert trials(run_dir) == before, "no trial was begun"
+    assert outcome(run_dir)["best"] == outcome(undisturbed[0])["best"]
+    shutil.rmtree(artifact(run_dir))
+    search(recipe, run_dir, "--trials", "8")
+    check_trainings(run_dir)
+    after = trials(run_dir)
+    assert [t for t in after if t["number"] < 5 and t["rung"] == 0] == [t for t in before if t["rung"] == 0]
+    assert {t["number"] for t in after} == set(range(8))
 
 
 def test_killed_at_a_random_moment_and_resumed_it_finds_the_same(recipe: Path, undisturbed: tuple[Path, str]) -> None:

@@ -142,6 +142,6 @@ def test_the_command_writes_what_it_says(run, monkeypatch, capsys, tmp_path) -> 
         main()
     assert not ended.value.code
     out, err = capsys.readouterr()
-    assert "2 searches, 80 trials" in err
+    assert "reading 80 trials of" in err
     assert f"page: {tmp_path / 'o' / PAGE}" in out
     assert (tmp_path / "o" / PAGE).is_file()
