@@ -157,6 +157,10 @@ class ScriptSearch(Searcher, Generic[Result]):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **_: Any) -> bool:
         return True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings for a restore that nobody asks for; a generator cannot be."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the log is the state, and a script is rebuilt by replaying it."""
         open(checkpoint_path, "w").close()

@@ -165,26 +165,33 @@ class _Tpe:
     """Optuna's TPE over the lowest rung's values, which all points have; mates of a round count as running."""
 
     def __init__(self, plan: SearchPlan) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._plan = plan
         self.count = _count(plan)
+        self._study = optuna.create_study(direction="minimize")
+        self._distributions = {d.name: _distribution(d) for d in plan.space.dimensions()}
+        self._told = 0
 
     def __call__(self, numbers: Sequence[int], history: Sequence[Trial]) -> list[dict[str, Any]]:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        study = optuna.create_study(direction="minimize", sampler=self._sampler(0))
-        distributions = {d.name: _distribution(d) for d in self._plan.space.dimensions()}
-        for trial in history:
+        for trial in history[self._told :]:
             if trial.value is not None and math.isfinite(trial.value):
-                params = dict(trial.parameters)
-                made = optuna.trial.create_trial(params=params, distributions=distributions, value=trial.value)
-                study.add_trial(made)
-        found = []
+                params, value = dict(trial.parameters), trial.value
+                made = optuna.trial.create_trial(params=params, distributions=self._distributions, value=value)
+                self._study.add_trial(made)
+        self._told = len(history)
+        asked = []
         for number in numbers:
-            study.sampler = self._sampler(number)
+            self._study.sampler = self._sampler(number)
             if (fixed := _first(self._plan, number)) is not None:
-                study.enqueue_trial(fixed)
-            found.append(dict(study.ask(distributions).params))
+                self._study.enqueue_trial(fixed)
+            asked.append(self._study.ask(self._distributions))
+        found = [dict(trial.params) for trial in asked]
+        for trial in asked:  # they come back with their values as history; what is failed is not modelled
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return found
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
