@@ -152,9 +152,10 @@ def search(
     rows: Annotated[int, typer.Option(min=20, help="Rows that every trial of both sides is judged on.")] = 500,
     points: Annotated[int, typer.Option(min=3, help="Points that ours judges, also for the rank correlation.")] = 30,
     turns: Annotated[int, typer.Option(min=1, help="Points that the slower variants judge.")] = 3,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a text, on both sides.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a text, on both sides.")] = 64,
+    negatives: Annotated[int, typer.Option(min=0, help="Negatives of a row at most, on both sides.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Cores of every variant.")] = 2,
-    bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Also ours with search.precision bfloat16.")] = False,
+    bfloat16: Annotated[bool, typer.Option(help="Ours also with search.precision bfloat16.")] = True,
     json_file: JsonFile = None,
 ) -> None:
     """Trials per minute of a weight search beside merging to disk, loading and evaluating, on the same rows.
@@ -168,7 +169,7 @@ def search(
     from boom_ray.bench.search import bench_search as measure
 
     where = None if directory is None else str(directory)
-    bench = SearchBench(str(data), model, where, members, rows, points, turns, max_tokens=max_tokens, threads=threads)
+    bench = SearchBench(str(data), model, where, members, rows, points, turns, negatives, max_tokens, threads)
     show(measure(replace(bench, bfloat16=bfloat16), say), table, json_file)
 
 

@@ -47,12 +47,12 @@ class SearchBench:
     rows: int = 500
     points: int = 30
     turns: int = 3
-    negatives: int = 3
-    max_tokens: int = 128
+    negatives: int = 1
+    max_tokens: int = 64
     threads: int = 2
     rungs: int = 3
     eta: float = 3.0
-    bfloat16: bool = False
+    bfloat16: bool = True
 
 
 def bench_search(bench: SearchBench, say: Say = lambda line: None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make(bench: Any, directory: Path, say: Say) -> Made:
     base, tokens = run.path(run.keys.base), run.path(run.keys.tokens)
     draw = DrawSettings(run.recipe.seed, bench.negatives)
     source = Source(tokens.resolve(), read_draw(run.ledger, run.keys), draw, (0,))
-    members = tuple(directory / f"member-{k}" for k in range(bench.members))
+    members = tuple(directory / f"member-{k}-of-{bench.members}" for k in range(bench.members))
     for number, member in enumerate(members):
         if not (member / "config.json").is_file():
             say(f"member {number}: the model and noise")
@@ -153,8 +153,7 @@ def settings(rows: int, **given: Any) -> Any:
 def _grams(made: Made) -> None:
     from boom_ray.merge.gram import gram
 
-    if not Path(made.grams).is_file():
-        gram(list(made.members), made.base).save(made.grams)
+    gram(list(made.members), made.base).save(made.grams)
 
 
 def _mergekit(made: Made, point: Point) -> dict[str, Any]:
