@@ -77,8 +77,8 @@ def _entry(row: Row, samples: Mapping[str, Mapping[str, Samples]], weights: Mapp
         "point": baseline.point.to_json() if baseline.point else None,
         "a": a.value,
         "b": b.value,
-        "a_score": a.parameters.get("score"),
-        "b_score": b.parameters.get("score"),
+        "a_score": a.score,
+        "b_score": b.score,
         "by_dataset_a": dict(a.by_dataset),
         "by_dataset_b": dict(b.by_dataset),
         "metric_b": dict(b.parameters.get("metric") or {}),
@@ -105,7 +105,7 @@ def _interval(
 
 
 def _judged(trial: Trial) -> dict[str, Any]:
-    return {"value": trial.value, "score": trial.parameters.get("score"), "rows": trial.rows, "error": trial.error}
+    return {"value": trial.value, "score": trial.score, "rows": trial.rows, "error": trial.error}
 
 
 def _mean_seconds(trials: Sequence[Trial]) -> dict[str, float]:

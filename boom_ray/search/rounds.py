@@ -121,8 +121,8 @@ class ScriptSearch(Searcher, Generic[Result]):
         point, parameters = found.get("point"), found.get("parameters") or dict(asked.parameters)
         number = asked.number
         if asked.what != "trial":
-            seen = {"score": found.get("score"), "metric": found.get("metric") or {}}
-            parameters = {**parameters, "what": asked.what, "number": asked.number, **seen}
+            metric = found.get("metric") or {}
+            parameters = {**parameters, "what": asked.what, "number": asked.number, "metric": metric}
             number = self._records.count_others
         return Trial(
             number=number,
@@ -136,6 +136,7 @@ class ScriptSearch(Searcher, Generic[Result]):
             seconds=found.get("seconds") or {},
             code=self._records.code,
             error=found.get("error"),
+            score=found.get("score"),
         )
 
     def _settle(self) -> None:

@@ -34,6 +34,7 @@ class Trial:
         rows: that it was judged on.
         seconds: by what took them (apply, encode, score ..) and ``total``.
         code: version of the code; error: why there is no value.
+        score: mean metric of the task types on the same rows, 0..1, higher is better, where there is one.
     """
 
     number: int
@@ -47,12 +48,14 @@ class Trial:
     seconds: Mapping[str, float] = field(default_factory=dict)
     code: str = ""
     error: str | None = None
+    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Everything that JSON can say: a value that is not finite is None, and is left out of ``by_dataset``."""
         finite = self.value is not None and math.isfinite(self.value)
         raw = asdict(self) | {"point": self.point.to_json() if self.point else None}
         raw["value"] = self.value if finite else None
+        raw["score"] = self.score if self.score is not None and math.isfinite(self.score) else None
         raw["by_dataset"] = {name: v for name, v in self.by_dataset.items() if math.isfinite(v)}
         if not finite and self.error is None:
             raw["error"] = "the objective is not a finite number"
