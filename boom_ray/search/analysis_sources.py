@@ -116,6 +116,7 @@ def _common(trial: Trial) -> Row:
         "trial": trial.number,
         "rung": trial.rung,
         "value": trial.value,
+        "score": trial.score,
         "failed": trial.value is None,
         "error": trial.error,
         "rows": trial.rows,

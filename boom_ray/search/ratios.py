@@ -168,7 +168,8 @@ class RatioSearch:
         if lost:
             return replace(trial, error=f"member {space.slots[lost[0]].label}, {self._failed[lost[0]]}")
         found, seconds = self._judges.judge([(i, rung) for i in chosen], self.pool)
-        return replace(trial, value=found.value, by_dataset=found.by_dataset, rows=found.rows, seconds=seconds)
+        trial = replace(trial, value=found.value, score=found.score, by_dataset=found.by_dataset)
+        return replace(trial, rows=found.rows, seconds=seconds)
 
     def judge_half(self, slots: Sequence[int], half: Half) -> Judged:
         """A set of members that are trained to the end, on half A or B."""

@@ -58,9 +58,10 @@ def artifact(run_dir: Path) -> Path:
 
 
 def trials(run_dir: Path) -> list[dict[str, Any]]:
-    """All lines, without what they took."""
+    """What was tried and what came out of it."""
     lines = [json.loads(line) for line in (artifact(run_dir) / "ratio_trials.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    kept = ("number", "rung", "parameters", "value", "by_dataset", "rows", "error")
+    return [{name: line[name] for name in kept} for line in lines]
 
 
 def outcome(run_dir: Path) -> dict[str, Any]:
@@ -135,16 +136,12 @@ def test_more_trials_go_on_with_the_same_log_and_a_budget_ends_them(
     assert "stopped by the budget" in text
     assert trials(run_dir) == before, "no trial was begun"
     assert outcome(run_dir)["best"] == outcome(undisturbed[0])["best"]
-    shutil.rmtree(artifact(run_dir))
-    search(recipe, run_dir, "--trials", "8")
-    check_trainings(run_dir)
-    after = trials(run_dir)
-    assert [t for t in after if t["number"] < 5 and t["rung"] == 0] == [t for t in before if t["rung"] == 0]
-    assert {t["number"] for t in after} == set(range(8))
 
 
 def test_killed_at_a_random_moment_and_resumed_it_finds_the_same(recipe: Path, undisturbed: tuple[Path, str]) -> None:
-    run_dir = recipe.parent / "b"
+    run_dir = recipe.parent / "b"  # corpus and base are those of the other: what is under test begins with the members
+    made = shutil.ignore_patterns("rungs", "members", "ratio_searches", "scratch", "placement")
+    shutil.copytree(undisturbed[0], run_dir, ignore=made)
     driver = subprocess.Popen(
         command(recipe, run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -153,7 +150,7 @@ def test_killed_at_a_random_moment_and_resumed_it_finds_the_same(recipe: Path, u
         assert driver.poll() is None, "the search ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(random.Random(7).uniform(0, 8))
+    time.sleep(random.Random(7).uniform(0, 5))
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
     driver.wait()
