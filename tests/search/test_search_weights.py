@@ -1,17 +1,14 @@
-"""A whole search on tiny members: judged in this process, and once through Ray Tune by the command."""
+"""A whole search on tiny members, by every searcher, judged in this process."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from small_run import make_run
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.samples import read_samples
-from boom_ray.plan import derive_keys
 from boom_ray.search.baselines import whole_search
 from boom_ray.search.judging import Judge
 from boom_ray.search.points import Point
@@ -19,7 +16,7 @@ from boom_ray.search.rounds import Records, ScriptSearch
 from boom_ray.search.searchers import Asked
 from boom_ray.search.settings import judge_spec, setup_of
 from boom_ray.search.trial_log import TrialLog
-from boom_ray.weight_search import chosen_members, search_run, write_models
+from boom_ray.weight_search import chosen_members, search_run
 
 SEARCH = {"trials": 6, "round": 3, "scale": [0.5, 1.5]}
 
@@ -69,12 +66,6 @@ def test_every_searcher_on_real_models(small_tokens, small_base, tmp_path, setti
         assert outcome.best.value <= max(ratio.a.value, uniform.a.value) + (1 if settings.get("halving") else 0)
 
 
-def test_the_same_bits_again(small_tokens, small_base, tmp_path):
-    run = make_run(tmp_path / "run", small_tokens, small_base, **SEARCH)
-    first, again = _whole(run, tmp_path / "a"), _whole(run, tmp_path / "b")
-    assert [(t.point, t.value) for t in first.trials] == [(t.point, t.value) for t in again.trials]
-
-
 def test_a_model_that_is_not_finite_is_a_failed_trial(small_tokens, small_base, tmp_path):
     recipe, ledger, keys = make_run(tmp_path / "run", small_tokens, small_base, **SEARCH)
     judge = Judge(judge_spec(recipe, ledger, keys, tmp_path))
@@ -101,35 +92,3 @@ def test_members_of_a_search(small_tokens, small_base, tmp_path):
         search_run(ledger.root, overrides=("search.weights=[0.5, 1.0]",))
     with pytest.raises(BoomError, match=r"world\.json"):
         search_run(tmp_path)
-
-
-def _command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "boom_ray", "search", "weights", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.slow
-def test_the_command(small_tokens, small_base, tmp_path):
-    recipe, ledger, keys = make_run(tmp_path / "run", small_tokens, small_base, **{**SEARCH, "actors": 1})
-    done = _command(ledger.root, "--trials", 5, "--members", "0,2", "--write", tmp_path / "models")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = (ledger.root / "search").glob("small-*")
-    found = json.loads((folder / "search.json").read_text())
-    trials = TrialLog(folder / "trials.jsonl").read()
-    assert [t.number for t in trials] == list(range(5))
-    assert found["members"] == ["member-0", "member-2"]
-    assert found["best"] == min((t.value, t.number) for t in trials)[1]
-    assert all(t.seconds["encode"] > 0 for t in trials)
-    assert len({t.code for t in trials}) == 1
-    for entry in found["baselines"][2:]:
-        low, high = entry["b_interval"][1:]
-        assert low <= entry["b_interval"][0] <= high
-        assert f"\n{entry['name']:14} " in done.stdout
-    assert {p.name for p in (tmp_path / "models").iterdir()} == {
-        *("ratio", "uniform", "best-member", "cocktail", "model-stock", "greedy-soup", "searched"),
-    }
-    again = search_run(ledger.root, overrides=("search.trials=5",), members=[0, 2])
-    assert not again.new
-    assert write_models(again, tmp_path / "models") == []
-    assert keys.search != again.run.keys.search == derive_keys(again.run.recipe, again.run.world, (1,)).search
-    assert recipe.search.trials == 6
