@@ -157,6 +157,7 @@ FORMS = [
     ("multislerp", True, "coarse"),
     ("multislerp", False, "none"),
     ("karcher", True, "layers"),
+    ("task_arithmetic", True, "coarse"),  # its weights are not normalised: the softmax alone keeps them on the simplex
 ]
 
 
@@ -478,3 +479,6 @@ def test_the_start_is_where_it_was_told(spec, source):
     assert all(np.allclose(weights, (0.5, 0.3, 0.2)) for weights in point.weights.values())
     assert point.scale == 1.1
     assert {"embeddings", "layer-00", "layer-01"} <= set(point.weights)
+    assert point.method == spec.method == "multislerp"
+    chosen = replace(settings, method="karcher")
+    assert gradient_descent(Resident(spec, device="cpu"), source, OBJECTIVE, chosen).advance()[1].method == "karcher"
