@@ -72,6 +72,9 @@ def weights(
     typer.echo(f"search: {search.folder}")
     if write:
         write_models(search, write, _echo)
+        typer.echo(
+            f"on the run's sets, in and out of domain: boom-ray evaluate {write}/* --run-dir {search.run.ledger.root}"
+        )
     if json_file:
         json_file.write_text(json.dumps(search.found, indent=1) + "\n")
 
