@@ -49,9 +49,11 @@ def update(
 
     Examples:
 
-      boom-ray update recipe.yaml --data new/*.jsonl.gz
+      boom-ray update recipe.yaml --data new/
 
-      boom-ray update recipe.yaml --weights mass --max-drift 0.02 --against-retrain
+      boom-ray update recipe.yaml --weights mass --max-drift 0.02
+
+      boom-ray update recipe.yaml --against-retrain
     """
     from boom_ray.report.update import format_update
     from boom_ray.update.pipeline import update as carry_out

@@ -252,7 +252,8 @@ def merge(job: Job) -> None:
     told = job.ledger.manifest(job.keys.bound)["meta"]
     point = Point.from_json(told["point"])
     shares = ", ".join(f"{weight:.3f}" for weight in point.mean_weights())
-    if not due(as_run(job, _pair(job)), job.keys.merge, f"merge: current model and new member with {shares}"):
+    what = "new member" if job.keys.candidate == job.keys.member else "all members"
+    if not due(as_run(job, _pair(job)), job.keys.merge, f"merge: current model and {what} with {shares}"):
         return
     _merge(job, _pair(job), job.keys.name, point)
 

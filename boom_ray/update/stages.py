@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class DriftTask:
     old: str
     new: str
     sets: tuple[EvalSet, ...]
-    texts: dict[str, Sequence[str]]
+    texts: Mapping[str, Sequence[str]]
 
 
 def measure_versions(task: DriftTask) -> dict[str, Any]:
