@@ -30,7 +30,7 @@ from boom_ray.search.ratio_space import RatioSpace, ratio_space, set_name
 
 if TYPE_CHECKING:
     from boom_ray.search.objective import Judged
-    from boom_ray.search.ratios import RatioSearch as Search
+    from boom_ray.search.ratios import SetSearch
     from boom_ray.search.trial_log import Trial
 
 KIND = "ratio_searches"
@@ -118,11 +118,11 @@ def _prepare(run: Run) -> None:
 
 def _carry_out(run: Run, key: Key, space: RatioSpace, plan_only: bool) -> bool:
     from boom_ray.search.ratio_members import RatioTask, plan_lines
-    from boom_ray.search.ratios import FILE, RatioSearch, devices_of, workers_bundle
+    from boom_ray.search.ratios import FILE, SetSearch, devices_of, workers_bundle
 
     folder = run.ledger.scratch("ratio_search", _log_identity(run.recipe, run.keys))
     task = RatioTask(run.recipe, run.ledger, run.keys, space, folder)
-    search = RatioSearch(task, run.echo)
+    search = SetSearch(task, run.echo)
     for line in plan_lines(search.pool, search.costs, devices_of(workers_bundle(task))):
         run.echo(line)
     if plan_only:
@@ -139,7 +139,7 @@ def _carry_out(run: Run, key: Key, space: RatioSpace, plan_only: bool) -> bool:
     return True
 
 
-def outcome(search: Search, trials: Sequence[Trial]) -> dict[str, Any]:
+def outcome(search: SetSearch, trials: Sequence[Trial]) -> dict[str, Any]:
     """What was found, with a table of half B of all that was trained to the end."""
     from boom_ray.search.trial_log import best_trial
 
@@ -176,7 +176,7 @@ class _Row:
     b: Judged
 
 
-def _table(search: Search, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
+def _table(search: SetSearch, trials: Sequence[Trial], best: Trial) -> list[dict[str, Any]]:
     """Sets and single members that are trained to the end: half A, half B, and on B the interval to the best set."""
     from boom_ray.evaluate.means import even
     from boom_ray.evaluate.significance import Contrast, Paired

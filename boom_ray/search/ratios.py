@@ -45,7 +45,7 @@ def devices_of(needed: Bundle) -> float:
     return needed.gpus or float(needed.cpus)
 
 
-class RatioSearch:
+class SetSearch:
     """One search: call :meth:`run`. ``stopped`` says why it ended before its end, None where it did not."""
 
     def __init__(self, task: RatioTask, echo: Echo) -> None:
