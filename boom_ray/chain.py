@@ -76,7 +76,8 @@ def lineage(versions: Sequence[Version], identity: str) -> list[Version]:
 
 
 def newest(versions: Sequence[Version], root: str) -> Version | None:
-    """The last published version among the first one of identity ``root`` and its descendants."""
+    """The head of the chains that begin with the version of identity ``root``: the highest number, of siblings the one
+    that was published last."""
     known = {version.key.identity: version for version in versions}
 
     def first_of(version: Version) -> str | None:
@@ -87,7 +88,7 @@ def newest(versions: Sequence[Version], root: str) -> Version | None:
         return version.key.identity
 
     members = [version for version in versions if first_of(version) == root]
-    return max(members, key=lambda v: (v.finished, v.number, v.key.identity), default=None)
+    return max(members, key=lambda v: (v.number, v.finished, v.key.identity), default=None)
 
 
 def parent_for(line: Sequence[Version], data: str) -> Version:

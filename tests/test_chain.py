@@ -30,9 +30,10 @@ def test_a_line_runs_from_the_first_version_to_the_last():
     assert [v.name for v in lineage(CHAIN, "d")] == ["v1", "v2"]
 
 
-def test_the_newest_is_the_last_published_of_that_run():
-    assert newest(CHAIN, "a").key.identity == "d"
-    assert newest([*CHAIN, version("other", 1, finished=99.0)], "a").key.identity == "d"
+def test_the_newest_has_the_highest_number_and_of_siblings_was_published_last():
+    assert newest(CHAIN, "a").key.identity == "c"
+    assert newest([v for v in CHAIN if v.number < 3], "a").key.identity == "d"
+    assert newest([*CHAIN, version("other", 4, "elsewhere", finished=99.0)], "a").key.identity == "c"
     assert newest(CHAIN, "unknown") is None
 
 

@@ -48,13 +48,28 @@ def inputs(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tested = [{"query": query, "pos": ["an answer"], "neg": []} for query in queries[:2]]
     _write(root / "new" / "asking.jsonl", [*rows, *old[:3], *tested])
     _write(root / "new" / "finding.jsonl", old[3:])
-    (root / "update.yaml").write_text(f'update: {{datasets: [{{path: "{root / "new"}"}}], probe: 40}}\n')
+    _write_set(root / "new_domain" / "asking")
+    text = f'update: {{datasets: [{{path: "{root / "new"}"}}], sets: ["{root / "new_domain"}"], probe: 40}}\n'
+    (root / "update.yaml").write_text(text)
     return root
 
 
 def _write(file: Path, rows: list[dict[str, Any]]) -> None:
     file.parent.mkdir(exist_ok=True)
     file.write_text("".join(json.dumps({**row, "task_type": "retrieval"}) + "\n" for row in rows))
+
+
+def _write_set(folder: Path) -> None:
+    """An evaluation set of the new data's own kind."""
+    folder.mkdir(parents=True)
+    meta = {"name": "asking", "task_type": "retrieval", "lang": "en", "main_metric": "ndcg_at_10"}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    numbers = range(200, 230)
+    for name, text in (("corpus", "number {} is here"), ("queries", "where is number {}")):
+        lines = (json.dumps({"_id": f"{name[0]}{i}", "text": text.format(i)}) + "\n" for i in numbers)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    relevant = [f"q{i}\tc{i}\t1" for i in numbers]
+    (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *relevant]) + "\n")
 
 
 def _update(root: Path, where: Path, *settings: str, **options: Any) -> UpdateResult:
@@ -96,6 +111,10 @@ def test_an_update_counts_its_rows_and_publishes_beside_the_old_version(inputs: 
     manifest = json.loads((result.published / "boom_manifest.json").read_text())["meta"]
     assert manifest["update"]["parent"]["name"] == first.name
     assert {entry["name"] for entry in manifest["corpus"]} == {"finding", "grouping", "grading", "asking"}
+    groups = result.summary["groups"]
+    assert groups == {"finding": "old_id", "grading": "old_id", "elsewhere": "ood", "asking": "new"}
+    labels = [row["label"] for row in result.summary["table"]]
+    assert labels == ["old in-domain", "out-of-domain", "new domain", "asking"]
     cost = result.summary["cost"]
     assert cost["update"]["seconds"] > 0
     assert cost["retrain"]["how"] == "planned"
