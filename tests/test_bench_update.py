@@ -1,4 +1,4 @@
-"""The benchmark of updates: its corpus is stratified, its pieces are whole, its goals are arithmetic, its plan counts."""
+"""The benchmark of updates: a stratified corpus, whole pieces, goals by arithmetic, a plan that counts rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pieces_hold_every_row_once(data, tmp_path):
 
 
 def test_the_recipe_is_one_and_the_plan_counts_its_rows(data):
-    bench = UpdateBench(str(data), "out", "some/model", seeds=(1, 2), rows=50)
+    bench = UpdateBench(str(data), "out", str(data), seeds=(1, 2), rows=50)
     recipe = parse_recipe(recipe_of(bench, 1))
     assert recipe.update is not None
     assert (recipe.merge.weights, recipe.update.core, recipe.update.weights) == ("ratio", 0.4, "fixed")
