@@ -35,6 +35,7 @@ def update(
     max_drift: Annotated[
         float | None, typer.Option(help="Bound on the mean of 1 - cosine of old dev texts: lowers the weight to it.")
     ] = None,
+    only_plan: Annotated[bool, typer.Option("--plan", help="List the steps that it would take, and stop.")] = False,
     against_retrain: Annotated[
         bool, typer.Option("--against-retrain", help="Train all members again on old and new rows, and compare.")
     ] = False,
@@ -62,6 +63,10 @@ def update(
     given |= {"max_drift": max_drift, "datasets": [{"path": path} for path in data] if data else None}
     settings = [f"update.{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     changes = (*(overrides or ()), *settings)
+    if only_plan:
+        for line in _plan(recipe, changes, run_dir):
+            typer.echo(line)
+        return
     result = carry_out(recipe, overrides=changes, run_dir=run_dir, against_retrain=against_retrain, echo=_echo)
     if result.report is not None:
         typer.echo("")
@@ -91,6 +96,18 @@ def history(
     if json_file is not None:
         json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     typer.echo(format_history(rows))
+
+
+def _plan(recipe: Path, changes: tuple[str, ...], run_dir: Path | None) -> list[str]:
+    from boom_ray.update.task import load_job, steps
+
+    job = load_job(recipe, changes, run_dir, _echo)
+    listed = steps(job)
+    todo = sum(not step.done for step in listed)
+    head = f"{job.recipe.name}: {job.keys.name} from {job.stand.version.key.name}, "
+    lines = [head + (f"{todo} of {len(listed)} steps to do" if todo else "nothing to do")]
+    lines += [f"{'x' if step.done else '-'} {step.name:24} {step.key.kind}/{step.key.name}" for step in listed]
+    return [*lines, "x done, - to do."]
 
 
 def _echo(line: str) -> None:

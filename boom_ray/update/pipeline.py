@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.chain import check_unchanged
-from boom_ray.config import Recipe
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
 from boom_ray.pipeline import gram_members, search_members, train_members
-from boom_ray.preparation import Run, due, scratch_of
+from boom_ray.preparation import due
 from boom_ray.runs import require_data
 from boom_ray.search.points import Point
-from boom_ray.update import union
-from boom_ray.update.keys import TableKeys, Trained, pair_keys, training_keys
+from boom_ray.update.keys import TableKeys, Trained, training_keys
+from boom_ray.update.rows import as_run, draw_bags, join_rows, make_fresh, make_tokens, pair_of
 from boom_ray.update.scores import evaluation
 from boom_ray.update.task import Job, after, load_job
 
@@ -104,96 +103,12 @@ def _carry_out(job: Job) -> None:
     draw_bags(job)
     train_member(job)
     make_candidate(job)
-    make_pair(job)
+    makepair_of(job)
     choose(job)
     merge(job)
     score(job)
     measure_drift(job)
     publish(job)
-
-
-def as_run(job: Job, keys: TableKeys, recipe: Recipe | None = None) -> Run:
-    """The update as a run with these keys, for the stages of a run; all its members are needed."""
-    recipe = recipe or job.recipe
-    resources = recipe.resources.model_copy(update={"min_members": None})
-    return Run(recipe.model_copy(update={"resources": resources}), job.ledger, job.world, keys, job.echo)
-
-
-def _pair(job: Job) -> TableKeys:
-    return pair_keys(job.keys, job.stand, job.run, job.settings.core)
-
-
-def make_fresh(job: Job) -> None:
-    """The corpus of the new rows alone: checked, without evaluation texts and without what the old corpus has."""
-    key = job.keys.fresh
-    if not due(as_run(job, _pair(job)), key, "new data: reading, checking, removing evaluation texts and old rows"):
-        return
-    from boom_ray.data.corpus import build_corpus
-    from boom_ray.data.membership import corpus_rows
-    from boom_ray.evaluate import sets as eval_sets
-
-    recipe = job.rows_settings
-    texts = eval_sets.texts(eval_sets.find_sets(job.folders, None, strict=False)) if job.folders else ()
-    old = corpus_rows(job.path(job.stand.tokens))
-    inputs = {"old": job.stand.corpus.identity}
-    with scratch_of(as_run(job, _pair(job)), key) as scratch, job.ledger.stage(key, inputs) as stage:
-        counts = build_corpus(recipe.corpus, recipe.seed, texts, stage.path, scratch, (old.ids, old.names))
-        stage.meta.update(counts=counts, devices="all")
-    for name, count in counts.items():
-        dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
-        because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
-        job.echo(f"  {name}: {count['rows']} new rows of {count['rows_in']} ({because})")
-
-
-def join_rows(job: Job) -> None:
-    """Old and new rows as one corpus."""
-    if job.has(job.keys.corpus):
-        return
-    inputs = {"old": job.stand.corpus.identity, "new": job.keys.fresh.identity}
-    with job.ledger.stage(job.keys.corpus, inputs) as stage:
-        union.join_corpora(job.path(job.stand.corpus), job.path(job.keys.fresh), stage.path)
-
-
-def make_tokens(job: Job) -> None:
-    """Tokens of the new rows, beside those of the old."""
-    keys, run = job.keys, as_run(job, _pair(job))
-    if not due(run, keys.tokens, "tokens: of the new rows"):
-        return
-    from boom_ray.data.corpus import tokenise
-    from boom_ray.data.lengths import token_lengths
-    from boom_ray.data.tokens import TokenStore
-
-    old, most = job.path(job.stand.tokens), job.recipe.base.max_tokens
-    with scratch_of(run, keys.tokens) as scratch, job.ledger.stage(keys.tokens) as stage:
-        rows = union.new_rows(job.path(keys.corpus), union.count_shards(old), scratch / "rows")
-        done = tokenise(rows, job.path(job.run.start), most, stage.path, scratch / "shards")
-        union.link_tokens(old, stage.path)
-        before = job.ledger.manifest(job.stand.tokens)["meta"]
-        whole = {name: before.get(name, 0) + number for name, number in done.items()}
-        stage.meta.update(whole, added=done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
-    if done["cut"]:
-        job.echo(f"  {done['cut']} of {done['texts']} new texts are longer than base.max_tokens ({most}) and cut")
-
-
-def draw_bags(job: Job) -> None:
-    """The new member's bag, frozen; and dev rows of the new datasets."""
-    keys, core = job.keys, job.settings.core
-    if job.has(keys.bags):
-        return
-    from boom_ray.data.bagging import Draw
-    from boom_ray.data.core import UPDATE, draw_update, rows_behind
-    from boom_ray.data.membership import corpus_rows, counts
-
-    rows, old = corpus_rows(job.path(keys.tokens)), len(corpus_rows(job.path(job.stand.tokens)).dataset)
-    before = Draw.from_json(job.ledger.read_json(job.stand.bags, "draw.json"))
-    dev = job.recipe.corpus.dev
-    drawn = draw_update(rows, before, old, core, (dev.fraction, dev.min_rows))
-    with job.ledger.stage(keys.bags) as stage:
-        (stage.path / "draw.json").write_text(json.dumps(drawn.to_json(), indent=1))
-        (stage.path / "counts.json").write_text(json.dumps(counts(rows, drawn), indent=1))
-        seen = rows_behind(rows, drawn, [drawn.bags[UPDATE]])
-        stage.meta.update(old=old, rows=len(rows.dataset), in_bag=seen)
-    job.echo(f"  bag of the new member: {seen:,} rows, {100 * core:.3g} % of the old ones and all new ones")
 
 
 def train_member(job: Job) -> None:
@@ -207,14 +122,14 @@ def train_member(job: Job) -> None:
 
 def make_candidate(job: Job) -> None:
     """For weights ``ensemble``: all members ever trained, merged again by their rows from cached Gram matrices."""
-    keys, run = job.keys, as_run(job, _pair(job))
+    keys, run = job.keys, as_run(job, pair_of(job))
     if keys.candidate == keys.member or not due(run, keys.ensemble, "merge: all members ever trained, by their rows"):
         return
     from boom_ray.search.points import even_point
 
     members = (*job.stand.members, new_member(job))
     rules = tuple(BagRule("subset", 1.0, i) for i in range(len(members)))
-    everyone = replace(_pair(job), members=tuple(member.key for member in members), grams=keys.everyone, rules=rules)
+    everyone = replace(pair_of(job), members=tuple(member.key for member in members), grams=keys.everyone, rules=rules)
     gram_members(as_run(job, everyone))
     weights = [float(member.rows) for member in members]
     _merge(job, replace(everyone, merges={"all": keys.ensemble}), "all", even_point(job.recipe.merge.method, weights))
@@ -222,7 +137,7 @@ def make_candidate(job: Job) -> None:
 
 def make_pair(job: Job) -> None:
     """Gram matrices of the current model and of what is merged into it."""
-    gram_members(as_run(job, _pair(job)))
+    gram_members(as_run(job, pair_of(job)))
 
 
 def choose(job: Job) -> None:
@@ -233,15 +148,15 @@ def choose(job: Job) -> None:
     from boom_ray.update.weights import bounded, target_point
 
     if job.settings.weights == "searched":
-        search_members(as_run(job, _pair(job)))
+        search_members(as_run(job, pair_of(job)))
     target = target_point(job, new_member(job).rows)
     told: dict[str, Any] = {"target": target.to_json(), "step": 1.0}
     if job.settings.max_drift is not None:
         from boom_ray.update.stages import bound_step
         from boom_ray.update.weights import bound_task
 
-        due(as_run(job, _pair(job)), keys.bound, f"drift: how far the merge may go at {job.settings.max_drift:g}")
-        told |= bound_step(bound_task(job, _pair(job), target))
+        due(as_run(job, pair_of(job)), keys.bound, f"drift: how far the merge may go at {job.settings.max_drift:g}")
+        told |= bound_step(bound_task(job, pair_of(job), target))
     point = bounded(target, told["step"])
     with job.ledger.stage(keys.bound, {"pair": keys.pair.identity}) as stage:
         stage.meta.update(told, point=point.to_json())
@@ -253,9 +168,9 @@ def merge(job: Job) -> None:
     point = Point.from_json(told["point"])
     shares = ", ".join(f"{weight:.3f}" for weight in point.mean_weights())
     what = "new member" if job.keys.candidate == job.keys.member else "all members"
-    if not due(as_run(job, _pair(job)), job.keys.merge, f"merge: current model and {what} with {shares}"):
+    if not due(as_run(job, pair_of(job)), job.keys.merge, f"merge: current model and {what} with {shares}"):
         return
-    _merge(job, _pair(job), job.keys.name, point)
+    _merge(job, pair_of(job), job.keys.name, point)
 
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
@@ -287,13 +202,15 @@ def score(job: Job) -> None:
     job.echo(f"[{time.strftime('%H:%M:%S')}] scoring {', '.join(missing)} on {len(sets)} sets")
     bring_scores(job.ledger, job.stand, missing)
     root = str(job.ledger.root.resolve())
-    score_models(FinalTask(job.recipe, root, _pair(job), tuple(sets), found.trained, largest_node()), missing, job.echo)
+    score_models(
+        FinalTask(job.recipe, root, pair_of(job), tuple(sets), found.trained, largest_node()), missing, job.echo
+    )
 
 
 def measure_drift(job: Job) -> None:
     """What the new version does to an index of the current one."""
     keys = job.keys
-    if not due(as_run(job, _pair(job)), keys.drift, f"drift: {keys.name} against {job.stand.version.name}"):
+    if not due(as_run(job, pair_of(job)), keys.drift, f"drift: {keys.name} against {job.stand.version.name}"):
         return
     from boom_ray.update.scores import dev_texts, old_sets
     from boom_ray.update.stages import DriftTask, measure_versions

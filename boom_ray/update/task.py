@@ -18,7 +18,7 @@ from boom_ray.config_update import Update
 from boom_ray.digests import digests_of_sources, mteb_digests
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.ledger import PUBLISHED, Key, Ledger
-from boom_ray.plan import Keys, World
+from boom_ray.plan import Cost, Keys, Step, World
 from boom_ray.recipe import apply_overrides, fill_environment, read_yaml, with_catalogue
 from boom_ray.runs import open_run, run_dir_of
 from boom_ray.update.keys import Stand, Trained, UpdateKeys, data_digest, derive_update
@@ -121,6 +121,22 @@ def load_job(
     stand = _stand(place, parent)
     keys = derive_update(joined, settings, world, stand, place.keys)
     return Job(joined, settings, place.ledger, place.keys, chain, stand, world, keys, echo)
+
+
+def steps(job: Job) -> list[Step]:
+    """All steps of an update in order. Once its version is published, nothing else of it is wanted."""
+    keys = job.keys
+    named = [("new rows", keys.fresh), ("joint corpus", keys.corpus), ("tokens", keys.tokens), ("bag", keys.bags)]
+    named.append((f"member, from the {job.settings.init}", keys.member))
+    if keys.candidate == keys.ensemble:
+        named += [("gram of all members", keys.everyone), ("merge of all members", keys.ensemble)]
+    named.append(("gram", keys.pair))
+    named += [("search", keys.search)] if job.settings.weights == "searched" else []
+    named += [("weights", keys.bound), ("merge", keys.merge)]
+    named += [(f"score {name}", key) for name, key in keys.scores.items()]
+    named += [("drift", keys.drift), ("publish", keys.published)]
+    finished = job.has(keys.published)
+    return [Step(name, key, finished or job.has(key), Cost()) for name, key in named]
 
 
 def find_place(model: Any, name: Any, run_dir: str | os.PathLike[str] | None) -> Place:
