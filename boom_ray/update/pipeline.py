@@ -103,7 +103,7 @@ def _carry_out(job: Job) -> None:
     draw_bags(job)
     train_member(job)
     make_candidate(job)
-    makepair_of(job)
+    make_pair(job)
     choose(job)
     merge(job)
     score(job)
