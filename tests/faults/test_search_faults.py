@@ -29,11 +29,11 @@ def _command(root: Path) -> list[str]:
 
 
 def _finish(root: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, bytes]]:
-    """Run the command to its end; what the search left, without the times that it took."""
+    """Run the command to its end; what the search left, without the times that it took and the code that took them."""
     done = subprocess.run(_command(root), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (root / "search").glob("small-*")
-    trials = [t.to_json() | {"seconds": None} for t in TrialLog(folder / "trials.jsonl").read()]
+    trials = [t.to_json() | {"seconds": None, "code": None} for t in TrialLog(folder / "trials.jsonl").read()]
     found = json.loads((folder / "search.json").read_text())
     baselines = [{k: v for k, v in entry.items() if k != "seconds"} for entry in found["baselines"]]
     timeless = {k: v for k, v in found.items() if "seconds" not in k} | {"baselines": baselines}
