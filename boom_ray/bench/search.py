@@ -145,6 +145,7 @@ class _Jobs:
             "added": totals[1] - totals[0],
             "libraries": own["imported"]["uss"],
             "model": sum(f.stat().st_size for f in Path(self._job["made"]["base"]).glob("*.safetensors")),
+            "resident": own["built"]["uss"] - own["imported"]["uss"],
             "activations": own["tried"]["uss"] - own["built"]["uss"],
             "members": sum(
                 f.stat().st_size for m in self._job["made"]["members"] for f in Path(m).glob("*.safetensors")
@@ -252,8 +253,7 @@ def _rank_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _memory_lines(memory: Mapping[str, Any]) -> list[str]:
     mb = {key: round(value / 1e6) for key, value in memory.items() if isinstance(value, int)}
-    rest = mb["added"] - mb["libraries"] - mb["activations"]
     return [
-        f"a second actor adds {mb['added']} MB: {mb['libraries']} of interpreter and libraries, {mb['activations']} of "
-        f"activations, {rest} for a model of {mb['model']}; the members' {mb['members']} are shared"
+        f"a second actor adds {mb['added']} MB: {mb['libraries']} of interpreter and libraries, {mb['resident']} of a "
+        f"model of {mb['model']}, {mb['activations']} of activations and tokens; members are shared: {mb['members']}"
     ]

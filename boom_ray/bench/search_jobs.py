@@ -8,6 +8,7 @@ are those of the gradient search.
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import sys
@@ -49,9 +50,13 @@ def trials(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(job: Mapping[str, Any], **given: Any) -> tuple[Any, Any]:
     """A resident model and its objective, as a trial actor builds them."""
+    resident = _resident(job)
+    return resident, _objective(job, resident, **given)
+
+
+def _resident(job: Mapping[str, Any]) -> Any:
     import torch
 
-    from boom_ray.search.objective import Objective
     from boom_ray.search.resident import MergeSpec, Resident
 
     torch.set_num_threads(job["threads"])
@@ -59,11 +64,16 @@ def build(job: Mapping[str, Any], **given: Any) -> tuple[Any, Any]:
     spec = MergeSpec(
         tuple(map(Path, made["members"])), Path(made["base"]), Path(made["grams"]), "multislerp", task_vectors=False
     )
-    resident = Resident(spec, device="cpu", threads=job["threads"], precision=job["precision"])
-    source = pickle.loads(Path(made["source"]).read_bytes())
+    return Resident(spec, device="cpu", threads=job["threads"], precision=job["precision"])
+
+
+def _objective(job: Mapping[str, Any], resident: Any, **given: Any) -> Any:
+    from boom_ray.search.objective import Objective
+
+    source = pickle.loads(Path(job["made"]["source"]).read_bytes())
     objective = Objective(source, settings(job["rows"], precision=job["precision"], **given))
     objective.take_base(resident.encoder)
-    return resident, objective
+    return objective
 
 
 def loop(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,18 +128,27 @@ def evaluate(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def actor(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell when the libraries are imported, when all is built, and when trials have run; wait to be asked to go on."""
-    import boom_ray.encoder
+    """Tell when the libraries are imported, when a model holds a merge, and when trials have run; wait at each.
+
+    A model is loaded and let go first: most of transformers is only imported then.
+    """
     import boom_ray.search.objective
     import boom_ray.search.resident  # noqa: F401
+    from boom_ray.encoder import Encoder
     from boom_ray.merge.engine import load_kernels
     from boom_ray.search.objective import judge_point
+    from boom_ray.train.memory import return_freed
 
     load_kernels()
+    Encoder.load(job["made"]["base"], device="cpu")
+    gc.collect()
+    return_freed()
     _stage("imported")
-    resident, objective = build(job, shares=(1.0,))
-    _stage("built")
+    resident = _resident(job)
     points = [Point.from_json(raw) for raw in json.loads(Path(job["made"]["points"]).read_text())]
+    resident.apply(points[0])
+    _stage("built")
+    objective = _objective(job, resident, shares=(1.0,))  # losses are relative to that point: only memory counts here
     for point in points[: job["trials"]]:
         judge_point(resident, objective, point)
     _stage("tried")

@@ -85,18 +85,18 @@ def test_figures_and_table() -> None:
     assert rows[1]["largest_difference"] == pytest.approx(1e-7)
     ranks = bench._ranks(ours, ours)
     assert [(r["loss"], r["metric"], r["seconds"]) for r in ranks] == [(0.5, 1.0, 0.5), (1.0, 1.0, 2.0)]
-    memory = {"added": 400_000_000, "libraries": 250_000_000, "activations": 40_000_000, "model": 91_000_000}
+    memory = {"added": 400_000_000, "libraries": 250_000_000, "resident": 110_000_000, "activations": 40_000_000}
     result = {
         "rows": rows,
         "ranks": {"ours": ranks},
         "objective": {"rows": 500, "padding": 0.05, "sizes": [(56, 200, 9000), (500, 2000, 90000)]},
-        "memory": {**memory, "members": 455_000_000, "actors": []},
+        "memory": {**memory, "model": 91_000_000, "members": 455_000_000, "actors": []},
         "gradient": {"rows": 32, "seconds": {"step": 2.4, "apply": 0.02, "slope": 0.05, "chain": 0.01, "encode": 0.8}},
     }
     text = bench.table(result)
     assert "user                    12.00        5.00        66.7 %            6.00 ×" in text
     assert "56 rows, 200 texts, 9000 tokens in 0.50 s; rank correlation with the full objective 0.500 (loss)" in text
-    assert "adds 400 MB: 250 of interpreter and libraries, 40 of activations, 110 for a model of 91" in text
+    assert "adds 400 MB: 250 of interpreter and libraries, 110 of a model of 91, 40 of activations" in text
     assert "a gradient step on 32 rows: 2.40 s, 3.0 × the encoding of its texts (0.80 s); of that 0.020 s apply" in text
 
 
