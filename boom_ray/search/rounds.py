@@ -7,7 +7,7 @@ together is told together, in the script's order, when the last of it has ended;
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic
@@ -20,6 +20,7 @@ from boom_ray.search.searchers import Asked, Result, Script
 from boom_ray.search.trial_log import Trial, TrialLog
 
 VALUE = "objective"  # the name of the value among a trial's results
+_RETRIES = 2  # of a judgement whose process ended: it is made again by another actor
 _DIED = "the trial's process ended, again and again, or its code raised: see scratch/tune in the run directory"
 
 
@@ -83,6 +84,7 @@ class ScriptSearch(Searcher, Generic[Result]):
         self._batch: list[Asked] = []
         self._waiting: deque[Asked] = deque()
         self._running: dict[str, Asked] = {}
+        self._deaths: Counter[tuple[str, int, int]] = Counter()
         self._said: list[str] = []
         self.result: Result | None = None
         self.broken: BoomError | None = None
@@ -106,6 +108,10 @@ class ScriptSearch(Searcher, Generic[Result]):
         if asked is None or self.finished:  # told twice, or after the end
             return
         result = {} if error or result is None else result
+        self._deaths[asked.place] += not result
+        if not result and self._deaths[asked.place] <= _RETRIES:  # Tune's own retries leave out actors between trials
+            self._waiting.append(asked)
+            return
         if result.get("broken"):
             self.broken, self.finished = BoomError(str(result["broken"])), True
             return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import FailureConfig, RunConfig, Trainable, TuneConfig
+from ray.tune import RunConfig, Trainable, TuneConfig
 
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_search import GRADIENT
@@ -29,7 +29,6 @@ from boom_ray.search.searchers import Asked
 from boom_ray.search.settings import code_version, judge_spec, setup_of
 from boom_ray.search.trial_log import FILE, Trial, TrialLog
 
-_RETRIES = 2  # of a trial whose process was killed: it goes on in another actor
 _QUIET_SECONDS = 10.0  # between two lines of progress
 
 Echo = Callable[[str], None]
@@ -134,7 +133,6 @@ def _tune(search: ScriptSearch[Outcome], spec: JudgeSpec, recipe: Recipe, folder
             name=folder.name,
             storage_path=str(folder.parent.resolve()),
             verbose=0,
-            failure_config=FailureConfig(max_failures=_RETRIES),
         ),
     )
     tuner.fit()

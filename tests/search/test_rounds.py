@@ -114,7 +114,7 @@ def test_what_every_actor_refuses_ends_the_search(tmp_path):
     assert not (tmp_path / "trials.jsonl").exists()
 
 
-def test_a_trial_whose_process_died_is_failed_and_takes_its_place(tmp_path):
+def test_a_trial_whose_process_died_three_times_is_failed_and_takes_its_place(tmp_path):
     search = ScriptSearch(searching(_plan(rungs=1)), _records(tmp_path))
     for number in range(4):
         assert search.suggest(str(number))
@@ -122,9 +122,14 @@ def test_a_trial_whose_process_died_is_failed_and_takes_its_place(tmp_path):
     for number in (3, 0, 2):
         search.on_trial_complete(str(number), {"found": '{"value": 1.0}'})
         assert search.suggest("4") is None
-    search.on_trial_complete("1", error=True)
+    for name, again in (("1", "5"), ("5", "6")):
+        search.on_trial_complete(name, error=True)
+        config = search.suggest(again)
+        assert config["asked"].number == 1  # made again by another actor, and nothing of the next round before it
+        assert search.suggest("7") is None
+    search.on_trial_complete("6", error=True)
     search.on_trial_complete("1", {"found": '{"value": 0.0}'})  # told twice: the second is of no trial
-    assert search.suggest("4") is not None
+    assert search.suggest("8") is not None
     trials = _records(tmp_path).trials.replay()
     assert [t.value for t in trials] == [1.0, None, 1.0, 1.0]
     assert "process ended" in trials[1].error
