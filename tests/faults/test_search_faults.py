@@ -97,7 +97,8 @@ def _actors() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
-            found += [process] if "MergeTrial" in " ".join(process.cmdline()) else []
+            title = " ".join(process.cmdline())  # its class between two steps, the trial's in one
+            found += [process] if "MergeTrial" in title or "ResourceTrainable" in title else []
     return found
 
 
@@ -110,9 +111,9 @@ def test_a_killed_trial_gives_its_cpu_back_within_ten_seconds(small_tokens, smal
     seen: dict[str, float] = {}
 
     def kill() -> None:
-        while _lines(ledger.root) < 15 or not _actors():
+        while _lines(ledger.root) < 15 or not (found := _actors()):
             time.sleep(0.02)
-        (victim,) = _actors()
+        (victim,) = found
         victim.kill()
         started = time.monotonic()
         while not [p for p in _actors() if p.pid != victim.pid] and time.monotonic() - started < 60:
