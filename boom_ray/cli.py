@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan
+from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan, cli_search, cli_update
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 
@@ -28,12 +28,15 @@ app = typer.Typer(
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
+app.add_typer(cli_search.app, name="search")
 
 app.command()(cli_plan.plan)
 app.command()(cli_evaluate.evaluate)
 app.command()(cli_evaluate.compare)
 app.command()(cli_drift.drift)
 app.command()(cli_drift.contamination)
+app.command()(cli_update.update)
+app.command()(cli_update.history)
 
 
 @app.command()

@@ -143,6 +143,75 @@ def learn(
     show(measure(bench, say=say), table, json_file)
 
 
+@app.command("search")
+def search(
+    data: Annotated[Path, typer.Option(help="Directory of training files, such as data/train.")],
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model that members are made of.")] = MINILM,
+    directory: Annotated[Path | None, typer.Option(help="Where everything is made; default: a temporary one.")] = None,
+    members: Annotated[int, typer.Option(min=2, help="Members: the model plus noise.")] = 5,
+    rows: Annotated[int, typer.Option(min=20, help="Rows that every trial of both sides is judged on.")] = 500,
+    points: Annotated[int, typer.Option(min=3, help="Points that ours judges, also for the rank correlation.")] = 30,
+    turns: Annotated[int, typer.Option(min=1, help="Points that the slower variants judge.")] = 3,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a text, on both sides.")] = 64,
+    negatives: Annotated[int, typer.Option(min=0, help="Negatives of a row at most, on both sides.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Cores of every variant.")] = 2,
+    bfloat16: Annotated[bool, typer.Option(help="Ours also with search.precision bfloat16.")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Trials per minute of a weight search beside merging to disk, loading and evaluating, on the same rows.
+
+    Also: the share of a trial that is not encoding, what a second trial actor takes in memory, and how well smaller
+    proxies rank points. Takes about ten minutes on two cores.
+
+    Example:  boom-ray bench search --data data/train --json search.json
+    """
+    from boom_ray.bench.search import SearchBench, table
+    from boom_ray.bench.search import bench_search as measure
+
+    where = None if directory is None else str(directory)
+    bench = SearchBench(str(data), model, where, members, rows, points, turns, negatives, max_tokens, threads)
+    show(measure(replace(bench, bfloat16=bfloat16), say), table, json_file)
+
+
+@app.command("update")
+def update(
+    data: Annotated[Path, typer.Option(help="Directory with train, new_domain_train and eval.")],
+    directory: Annotated[Path, typer.Option(help="Where everything is made, and found again.")],
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="main (all seeds, against a full retrain), grid or chain. Repeatable; default: all."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Directory or hub name of the model to train.")] = MINILM,
+    seeds: Annotated[str, typer.Option(help="Of main; grid and chain take the first.")] = "17,18,19",
+    rows: Annotated[
+        int, typer.Option(min=100, help="Rows of the old corpus, stratified over the training files.")
+    ] = 10_000,
+    cap: Annotated[int | None, typer.Option(help="Texts of an evaluation set at most; 0: whole sets.")] = 1200,
+    only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained and scored, and stop.")] = False,
+    rows_per_second: Annotated[float, typer.Option(min=0.01, help="Of training, for the plan.")] = 25.0,
+    seconds_per_model: Annotated[float, typer.Option(min=1, help="Of scoring a model, for the plan.")] = 240.0,
+    json_file: JsonFile = None,
+) -> None:
+    """What an update gains on a new domain, costs, and breaks: against a full retrain, by setting, and five in a row.
+
+    Hours on two cores: a part that is interrupted goes on when it is called again; results lie in DIRECTORY/results.
+
+    Example:  boom-ray bench update --data data --directory update --part main --seeds 17 --plan
+    """
+    from boom_ray.bench.update import PARTS, UpdateBench, bench_update, plan_lines
+    from boom_ray.bench.update_table import table
+
+    chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds.replace(",", "").isdigit() else ()
+    if not chosen:
+        raise BoomError(f"--seeds {seeds}: whole numbers with commas between them, as in 17,18,19.")
+    bench = UpdateBench(str(data), str(directory), model, chosen, rows, cap=cap or None)
+    parts = part or list(PARTS)
+    for line in plan_lines(bench, parts, rows_per_second, seconds_per_model):
+        say(line)
+    if not only_plan:
+        show(bench_update(bench, parts, say), table, json_file)
+
+
 def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")

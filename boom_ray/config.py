@@ -13,6 +13,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from boom_ray.config_corpus import Corpus, Frozen
 from boom_ray.config_errors import explain
+from boom_ray.config_ratios import RatioSearch
+from boom_ray.config_search import Search
+from boom_ray.config_update import Update
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
@@ -74,6 +77,11 @@ class Bags(Frozen):
     ratios: tuple[float, ...] = Field(
         (0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, description="share of every dataset, a member each"
     )
+    numbers: tuple[int, ...] | None = Field(
+        None,
+        description="of the members, which their draws and identities follow from; default 0, 1, 2 and so on. A search "
+        "of ratios names those of its members, so that a run takes them over",
+    )
     nested: bool = Field(False, description="true: a smaller bag lies inside a larger one; false: independent draws")
     resample: Literal["poisson", "multinomial"] = Field(
         "poisson", description="bootstrap: independent counts per row, or exactly the asked number of draws"
@@ -104,6 +112,11 @@ class Bags(Frozen):
     def _fits(self) -> Bags:
         if (self.kind == "groups") != bool(self.groups):
             raise ValueError("kind groups needs 'groups', and no other kind takes them")
+        if self.numbers is not None:
+            if self.kind not in ("subset", "bootstrap") or len(self.numbers) != len(self.ratios):
+                raise ValueError("numbers are for kinds subset and bootstrap, one for each of the ratios")
+            if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
+                raise ValueError(f"numbers of members are different and at least 0; got {list(self.numbers)}")
         if self.nested and self.kind != "subset":
             raise ValueError("only bags of kind subset can be nested")
         if self.kind not in ("subset", "bootstrap") and len(self.ratios) != 1:
@@ -220,25 +233,6 @@ class Merge(Frozen):
     shard_size: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s?[KMG]?B$")
 
 
-class Search(Frozen):
-    """Merge weights and scale, by Optuna's TPE through Ray Tune, on dev half A."""
-
-    trials: int = Field(24, ge=1)
-    round: int = Field(
-        4, ge=1, description="trials asked and told together, so that no result depends on which ends first"
-    )
-    scale: tuple[float, float] = Field((0.7, 1.4), description="bounds of the factor on the merged task vector")
-    max_rows: int = Field(200, ge=2, description="dev rows per dataset in the objective")
-    actors: int = Field(2, ge=1, description="trials at once; each actor keeps the members resident")
-
-    @field_validator("scale")
-    @classmethod
-    def _bounds(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError(f"scale is [low, high] with 0 < low <= high; got {list(value)}")
-        return value
-
-
 class Evaluate(Frozen):
     sets: tuple[str, ...] = Field((), description="folders of evaluation sets (see docs/evaluation.md)")
     benchmarks: tuple[str, ...] = Field((), description="benchmarks of mteb by name, such as MTEB(eng, v2)")
@@ -262,7 +256,9 @@ class Recipe(Frozen):
     resources: Resources = Resources()
     merge: Merge = Merge()
     search: Search = Search()
+    ratio_search: RatioSearch = RatioSearch()
     evaluate: Evaluate = Evaluate()
+    update: Update | None = None
 
     @model_validator(mode="after")
     def _enough_members(self) -> Recipe:

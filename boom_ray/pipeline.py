@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from boom_ray.preparation import (
     warm_base,
 )
 from boom_ray.recipe import load_recipe
-from boom_ray.records import drop_checkpoints, forget, record_failure
+from boom_ray.records import drop_checkpoints, forget, lost_members, record_failure
 from boom_ray.report.layout import duration
 from boom_ray.report.summary import write_summary
 from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_evaluation, run_keys, with_found_miners
+from boom_ray.search.points import Point, even_point
 
 if TYPE_CHECKING:
     from boom_ray.failures import Failure
@@ -81,6 +83,7 @@ def run(
         from boom_ray.session import hardware, ray_session
 
         require_data(recipe)
+        _check_search(run)
         echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
         ledger.write_text("recipe.yaml", recipe.to_yaml())
         ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
@@ -92,6 +95,14 @@ def run(
         echo(f"{recipe.name}: nothing planned, everything is done.")
     summary, report = write_summary(ledger, run.keys, recipe)
     return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, len(todo))
+
+
+def _check_search(run: Run) -> None:
+    """Refuse a space without points before anything is trained."""
+    if not run.has(run.keys.search):
+        from boom_ray.search.settings import space_of
+
+        space_of(run.recipe, len(run.keys.ensemble))
 
 
 @dataclass(frozen=True)
@@ -140,14 +151,15 @@ def _carry_out(run: Run) -> Run:
     make_tokens(run)
     draw_bags(run)
     warm_base(run)
-    run = _members(run)
-    _grams(run)
-    _search(run)
+    run = train_members(run)
+    gram_members(run)
+    search_members(run)
     _final(run)
     return run
 
 
-def _members(run: Run) -> Run:
+def train_members(run: Run) -> Run:
+    """Train the members that are missing; the run with the members that it goes on with."""
     from boom_ray.train.placing import ensemble_plan, member_jobs, missing_members
 
     drop_checkpoints(run.ledger, run.keys.members)
@@ -173,7 +185,7 @@ def _members(run: Run) -> Run:
     watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
     grams = GrowingGrams(_gram_task(run))
     with watch(watched) as shown:
-        watcher = Watcher(shown.tick, grams.grow, run.echo)
+        watcher = Watcher(shown.tick, grams.grow, say=run.echo)
         failed = train_ensemble(ledger, work, plan.placements, Room(plan.bundle, plan.limits.max_concurrent), watcher)
     grams.wait()
     return _without(run, {work[name][0].key: failure for name, failure in failed.items()})
@@ -187,17 +199,20 @@ def _without(run: Run, failed: Mapping[Key, Failure]) -> Run:
     """
     for key, failure in failed.items():
         record_failure(run.ledger, key, failure)
-    run = dataclasses.replace(run, keys=run_keys(run.recipe, run.world, run.ledger))
-    if any(not run.has(key) for key in run.keys.ensemble.values()):
+    if not failed:
+        return run
+    lost = lost_members(run.recipe, run.ledger, run.keys.members)
+    if not lost:
         lines = "\n  ".join(f"{key.label}: {failure}" for key, failure in failed.items())
         raise BoomError(
             f"{len(failed)} of {len(run.keys.members)} members failed; the others are kept. Run again to resume, or "
             f"set resources.min_members to go on without them.\n  {lines}"
         )
-    return run
+    return dataclasses.replace(run, keys=derive_keys(run.recipe, run.world, lost))
 
 
-def _grams(run: Run) -> None:
+def gram_members(run: Run) -> None:
+    """Gram matrices of all members and the base."""
     if not due(run, run.keys.grams, "gram: inner products of all members, tensor by tensor"):
         return
     from boom_ray.merging import make_grams
@@ -211,19 +226,20 @@ def _gram_task(run: Run) -> GramTask:
     return GramTask(str(run.ledger.root), tuple(run.keys.ensemble.values()), run.keys.base, run.keys.grams)
 
 
-def _search(run: Run) -> None:
-    settings = run.recipe.search
-    if not due(run, run.keys.search, f"search: {settings.trials} trials of merge weights and scale on dev half A"):
+def search_members(run: Run) -> None:
+    """Search the weights and the scale that the members are merged with."""
+    settings, keys = run.recipe.search, run.keys
+    what = f"search: {settings.trials} trials of merge weights by {settings.searcher}"
+    if not due(run, keys.search, f"{what}, judged on dev half A"):
         return
     from boom_ray.search.trials import search_weights
 
-    with run.ledger.stage(run.keys.search) as stage:
-        best = search_weights(run.recipe, run.ledger, run.keys, stage.path)
+    with run.ledger.stage(keys.search) as stage:
+        best = search_weights(run.recipe, run.ledger, keys, stage.path, run.echo)
         stage.meta.update(best, devices=settings.actors)
+    shutil.rmtree(run.ledger.scratch("search", keys.search.name))  # where a search that is killed keeps its trials
     weights = ", ".join(f"{w:.3f}" for w in best["weights"])
-    run.echo(
-        f"  best of {settings.trials}: weights {weights}, scale {best['scale']:.3f}, objective {best['value']:.4f}"
-    )
+    run.echo(f"  best is trial {best['number']}: weights {weights}, scale {best['scale']:.3f}, {best['value']:.4f}")
 
 
 def _final(run: Run) -> None:
@@ -262,7 +278,7 @@ def _merge(run: Run, task: FinalTask) -> None:
         if not due(run, run.keys.merges[name], f"final: merging with {name} weights"):
             continue
         final = final or _final_actor(task)
-        final.merge(name, *merge_weights(run.recipe, run.ledger, run.keys, name))
+        final.merge(name, merge_point(run.recipe, run.ledger, run.keys, name))
 
 
 def _final_actor(task: FinalTask) -> FinalHandle:
@@ -272,12 +288,8 @@ def _final_actor(task: FinalTask) -> FinalHandle:
     return FinalHandle(task, gpus=min(1, hardware()["gpus"]))
 
 
-def merge_weights(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> tuple[Sequence[float], float]:
-    """(weights, scale) of one of the merges in the table."""
-    ratios = keys.ratios
-    if name == "ratio":
-        return ratios, 1.0
-    if name == "uniform":
-        return [1.0] * len(ratios), 1.0
-    best: Mapping[str, Any] = ledger.manifest(keys.search)["meta"]
-    return best["weights"], best["scale"]
+def merge_point(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> Point:
+    """The point of one of the merges in the table."""
+    if name == "searched":
+        return Point.from_json(ledger.manifest(keys.search)["meta"]["point"])
+    return even_point(recipe.merge.method, keys.ratios if name == "ratio" else [1.0] * len(keys.ratios))

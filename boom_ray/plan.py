@@ -17,7 +17,7 @@ from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, identity
 
 # Raise a number when a step's output changes meaning: artifacts of older code are then made again, not mixed in.
-_VERSIONS = {"corpus": 2, "start": 1, "tokens": 2, "bags": 2, "base": 3, "members": 3, "search": 1, "scores": 1}
+_VERSIONS = {"corpus": 2, "start": 1, "tokens": 2, "bags": 2, "base": 3, "members": 3, "search": 2, "scores": 1}
 _MINING = 1  # the same for a corpus that is mined
 MERGES = ("ratio", "uniform", "searched")
 
@@ -121,21 +121,23 @@ def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Key
         start = key("start", "imported", base_settings, world.base)
     tokens = key("tokens", recipe.name, start.identity, mined.identity, recipe.base.max_tokens)
     dev_settings = [dump["corpus"]["dev"], recipe.seed]
-    bags = key("bags", recipe.name, dev_settings, dump["bags"], corpus.identity)
+    # numbers that are the places of the members are left out, as in runs that know of none
+    bag_settings = {name: value for name, value in dump["bags"].items() if name != "numbers" or value is not None}
+    bags = key("bags", recipe.name, dev_settings, bag_settings, corpus.identity)
     base = _base_key(recipe, dump, start, tokens, dev_settings, key)
     rules = bag_rules(recipe.bags, world.datasets)
     members = tuple(
         key(
             "members",
-            f"member-{i}",
+            f"member-{number}",
             dump["train"],
             base.identity,
             tokens.identity,
             dev_settings,
-            [i, *rule.identity()],
+            [number, *rule.identity()],
             recipe.seed,
         )
-        for i, rule in enumerate(rules)
+        for number, rule in zip(recipe.bags.numbers or range(len(rules)), rules, strict=True)
     )
     ensemble = [m.identity for i, m in enumerate(members) if i not in lost]
     ratios = [rule.ratio for i, rule in enumerate(rules) if i not in lost]
@@ -184,7 +186,13 @@ def _base_key(
 
 def member_seed(recipe: Recipe, member: int) -> int:
     """The seed of a member's order of batches and draws of negatives."""
-    return derive_seed(recipe.seed, "member", member)
+    numbers = recipe.bags.numbers
+    return derive_seed(recipe.seed, "member", numbers[member] if numbers else member)
+
+
+def paused_key(member: Key, step: int) -> Key:
+    """The member as it is after ``step`` of its batches, where a search has stopped it there."""
+    return Key("rungs", f"{member.label}-step{step}", identity([member.identity, "step", step]))
 
 
 def average_keys(member: Key, settings: Averages | None) -> dict[str, Key]:

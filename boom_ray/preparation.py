@@ -42,7 +42,7 @@ def due(run: Run, key: Key, text: str) -> bool:
 
 
 @contextmanager
-def _scratch(run: Run, key: Key) -> Iterator[Path]:
+def scratch_of(run: Run, key: Key) -> Iterator[Path]:
     """Where a stage keeps its finished pieces: deleted when it is committed, found by the next run when it is not.
 
     Pieces of other artifacts of the kind belong to a recipe that has changed since and are deleted at once.
@@ -62,7 +62,7 @@ def make_corpus(run: Run) -> None:
     from boom_ray.data.corpus import build_corpus
 
     texts = eval_sets.texts(eval_sets.find_sets(run.recipe.evaluate.sets, None)) if run.recipe.evaluate.sets else ()
-    with _scratch(run, key) as scratch, run.ledger.stage(key) as stage:
+    with scratch_of(run, key) as scratch, run.ledger.stage(key) as stage:
         counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path, scratch)
         stage.meta.update(counts=counts, devices="all")
     for name, count in counts.items():
@@ -105,7 +105,7 @@ def make_tokens(run: Run) -> None:
     from boom_ray.data.lengths import token_lengths
     from boom_ray.data.tokens import TokenStore
 
-    with _scratch(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
+    with scratch_of(run, keys.tokens) as scratch, run.ledger.stage(keys.tokens) as stage:
         done = tokenise(run.path(keys.mined), run.path(keys.start), run.recipe.base.max_tokens, stage.path, scratch)
         stage.meta.update(done, lengths=token_lengths(TokenStore(stage.path)), devices="all")
     if done["cut"]:

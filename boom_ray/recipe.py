@@ -22,10 +22,16 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         BoomError: a missing file, bad YAML, an unknown key (with the nearest valid one), a wrong value, or an
             unset ``${VAR}``, or a name that the catalogue does not have.
     """
-    raw = _fill_environment(apply_overrides(read_yaml(path), overrides))
-    if isinstance(raw.get("corpus"), dict) and "datasets" in raw["corpus"]:
-        raw["corpus"]["datasets"] = catalogue.expand(raw["corpus"]["datasets"])
-    return parse_recipe(raw, origin=str(path))
+    raw = fill_environment(apply_overrides(read_yaml(path), overrides))
+    return parse_recipe(with_catalogue(raw), origin=str(path))
+
+
+def with_catalogue(raw: dict[str, Any]) -> dict[str, Any]:
+    """The names of the catalogue among the datasets, filled in; ``raw`` changes."""
+    for section in ("corpus", "update"):
+        if isinstance(raw.get(section), dict) and "datasets" in raw[section]:
+            raw[section]["datasets"] = catalogue.expand(raw[section]["datasets"])
+    return raw
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -91,11 +97,16 @@ def _index(part: str, node: list[Any], override: str) -> int:
     return int(part)
 
 
-def _fill_environment(node: Any, where: str = "") -> Any:
+def fill_environment(node: Any, where: str = "") -> Any:
+    """``${VAR}`` in every text of ``node``, filled in.
+
+    Raises:
+        BoomError: a variable that is not set.
+    """
     if isinstance(node, dict):
-        return {k: _fill_environment(v, f"{where}.{k}" if where else str(k)) for k, v in node.items()}
+        return {k: fill_environment(v, f"{where}.{k}" if where else str(k)) for k, v in node.items()}
     if isinstance(node, list):
-        return [_fill_environment(v, f"{where}.{i}") for i, v in enumerate(node)]
+        return [fill_environment(v, f"{where}.{i}") for i, v in enumerate(node)]
     if not isinstance(node, str):
         return node
 

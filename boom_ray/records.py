@@ -63,8 +63,10 @@ def forget(ledger: Ledger, keys: Sequence[Key]) -> None:
 
 
 def drop_checkpoints(ledger: Ledger, members: Sequence[Key]) -> None:
-    """Delete the checkpoints of all but the members that have not landed: of others nobody goes on from them."""
+    """Delete the checkpoints of all but the members that have not landed, and of those that a search of ratios has
+    stopped: of others nobody goes on from them."""
     wanted = {key.name for key in members if not ledger.has(key)}
+    wanted |= {manifest["meta"]["member"] for _, manifest in ledger.manifests("rungs")}
     for folder in (ledger.root / "scratch" / "members").glob("*/checkpoints"):
         if folder.parent.name not in wanted:
             shutil.rmtree(folder, ignore_errors=True)

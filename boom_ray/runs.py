@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_corpus import FilesSource
 from boom_ray.costs import estimate
+from boom_ray.digests import base_digest, corpus_datasets, digests_of_sources, miner_digests, mteb_digests
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.settings import Cap, asked, general
 from boom_ray.evaluate.training import trained_on
-from boom_ray.ledger import Ledger, file_sha256, identity
+from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
 from boom_ray.records import lost_members
@@ -166,15 +166,23 @@ def open_run(where: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Ledger
 
 def _known_run(root: Path, overrides: Sequence[str]) -> tuple[Recipe, Ledger, Keys]:
     """A run directory's recipe and keys, from what the run itself wrote down."""
+    world = read_world(root)
+    recipe, ledger = load_recipe(root / "recipe.yaml", overrides), Ledger(root)
+    return recipe, ledger, run_keys(recipe, world, ledger)
+
+
+def read_world(root: Path) -> World:
+    """What a run's recipe pointed at when it was carried out.
+
+    Raises:
+        BoomError: not a run directory.
+    """
     if not (root / "world.json").is_file():
         raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
-    recipe = load_recipe(root / "recipe.yaml", overrides)
     raw = json.loads((root / "world.json").read_text())
     datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
     world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets, tuple(raw.get("miners", ())))
-    world = replace(world, tasks=tuple(raw.get("tasks", ())))
-    ledger = Ledger(root)
-    return recipe, ledger, run_keys(recipe, world, ledger)
+    return replace(world, tasks=tuple(raw.get("tasks", ())))
 
 
 def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:
@@ -182,15 +190,20 @@ def list_steps(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[Step]:
 
 
 def resolve_run_dir(recipe: Recipe, run_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the run of a recipe lives: see :func:`run_dir_of`."""
+    return run_dir_of(recipe.name, run_dir)
+
+
+def run_dir_of(name: str, run_dir: str | os.PathLike[str] | None) -> Path:
     """Where a run lives. In a Ray job a relative path is refused: the job's working directory is a temporary copy."""
     in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     home = os.environ.get("BOOM_RAY_HOME")
     if run_dir is not None:
         path = Path(run_dir).expanduser()
     elif home:
-        path = Path(home).expanduser() / recipe.name
+        path = Path(home).expanduser() / name
     else:
-        path = Path.home() / "boom_ray" / "runs" / recipe.name if in_job else Path("runs") / recipe.name
+        path = Path.home() / "boom_ray" / "runs" / name if in_job else Path("runs") / name
     if re.match(r"[a-z][a-z0-9+.-]*:/", str(run_dir or home or "")):  # a Path has lost one of the two slashes
         raise BoomError(f"run directory {run_dir or home}: only local or shared POSIX paths are supported so far.")
     if in_job and not path.is_absolute():
@@ -207,18 +220,11 @@ def look(recipe: Recipe) -> World:
     Raises:
         BoomError: a source, a base or an evaluation folder is not there.
     """
-    from boom_ray.data import python_environment, sources
-
-    seen: list[Any] = []
-    for source in recipe.corpus.datasets:
-        if isinstance(source, FilesSource):
-            files = sources.file_digests(source)
-            seen.append([[f["name"], f["digest"]] for f in files])
-        else:
-            seen.append(python_environment.fingerprint(source))
+    seen = digests_of_sources(recipe.corpus.datasets)
     sets = eval_sets.find_sets(recipe.evaluate.sets, None) if recipe.evaluate.sets else []
     digests = tuple([s.name, s.digest] for s in sets)
-    return World(tuple(seen), _base_digest(recipe), digests, _datasets(recipe), _miners(recipe), _tasks(recipe))
+    known = (corpus_datasets(recipe), miner_digests(recipe), mteb_digests(recipe))
+    return World(seen, base_digest(recipe), digests, *known)
 
 
 def require_data(recipe: Recipe) -> None:
@@ -229,30 +235,6 @@ def require_data(recipe: Recipe) -> None:
         found = benchmarks.find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks)
         names = {name for entry in found for name in (entry.name, entry.result_name)}
         downloads.require_data(asked(found, general(recipe.evaluate.cap, {}, names)[0]))
-
-
-def _tasks(recipe: Recipe) -> tuple[Any, ...]:
-    """Which texts the recipe's benchmarks and tasks of mteb hold; where there are none, mteb is not imported."""
-    if not (recipe.evaluate.benchmarks or recipe.evaluate.tasks):
-        return ()
-    from boom_ray.evaluate.benchmarks import find_tasks
-
-    found = find_tasks(recipe.evaluate.benchmarks, recipe.evaluate.tasks)
-    return tuple([entry.name, entry.digest, entry.parts] for entry in found)
-
-
-def _datasets(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """The corpus' datasets, where the number of members follows from them."""
-    if recipe.bags.kind not in ("dataset", "task_type"):
-        return ()
-    from boom_ray.data.dataset_names import datasets_of
-
-    return datasets_of(recipe.corpus)
-
-
-def _base_digest(recipe: Recipe) -> str | None:
-    model = recipe.base.model
-    return None if model is None else _model_digest("base.model", model, recipe.base.revision)
 
 
 def with_found_miners(recipe: Recipe, root: Path) -> Recipe:
@@ -281,18 +263,3 @@ def _find_miner(model: str, root: Path) -> str:
         shown = ", ".join(path.relative_to(root).as_posix() for path in found)
         raise BoomError(f"{root} has several models called {model!r}: {shown}. Give one of these names.")
     return str(found[0]) if found else model
-
-
-def _miners(recipe: Recipe) -> tuple[str, ...]:
-    models = recipe.corpus.mine.models if recipe.corpus.mine else ()
-    return tuple(identity(_model_digest("corpus.mine.models", model, None)) for model in models)
-
-
-def _model_digest(key: str, model: str, revision: str | None) -> str:
-    """What a model holds; a hub name is known by its revision."""
-    if not Path(model).is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1:
-            raise BoomError(f"{key} {model!r} is not a directory. Give one, or the name of a Hugging Face model.")
-        return f"{model}@{revision}"
-    files = sorted(p for p in Path(model).rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".model"))
-    return json.dumps([[p.relative_to(model).as_posix(), file_sha256(p)] for p in files])

@@ -14,6 +14,7 @@ from boom_ray.data.schedule import Batch
 from boom_ray.evaluate.queue import anywhere
 from boom_ray.final import Final, FinalTask
 from boom_ray.ledger import Ledger
+from boom_ray.search.points import Point
 from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
@@ -69,8 +70,8 @@ class FinalHandle:
     def __init__(self, task: FinalTask, gpus: int) -> None:
         self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
 
-    def merge(self, name: str, weights: Sequence[float], scale: float) -> None:
-        get(self._actor.merge.remote(name, list(weights), scale))
+    def merge(self, name: str, point: Point) -> None:
+        get(self._actor.merge.remote(name, point))
 
     def publish(self, summary: dict[str, Any]) -> None:
         get(self._actor.publish.remote(summary))

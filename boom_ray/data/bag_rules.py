@@ -72,7 +72,7 @@ def bag_rules(bags: Bags, datasets: Sequence[tuple[str, str]] = ()) -> tuple[Bag
             bags.temperature,
             f"{100 * ratio:.3g} %" + ("" if kind == "subset" else f" {kind}"),
         )
-        for member, ratio in enumerate(bags.ratios)
+        for member, ratio in zip(bags.numbers or range(len(bags.ratios)), bags.ratios, strict=True)
     )
 
 

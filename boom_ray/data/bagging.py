@@ -21,8 +21,8 @@ import numpy as np
 from boom_ray.config import BoomError
 from boom_ray.data.bag_rules import BagKind, BagRule, check_rules, shares
 
-_ALL = 2**64 - 1
-_NONE = -1
+ALL = 2**64 - 1  # a threshold that every hash is under
+NONE = -1  # one that no hash is under
 
 
 def derive_seed(*parts: str | int) -> int:
@@ -50,9 +50,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def threshold(hashes: np.ndarray, count: int) -> int:
     """The largest hash among the ``count`` smallest: ``hashes <= threshold`` holds for exactly ``count`` rows."""
     if count <= 0:
-        return _NONE
+        return NONE
     if count >= len(hashes):
-        return _ALL
+        return ALL
     return int(np.partition(hashes, count - 1)[count - 1])
 
 
@@ -69,7 +69,7 @@ def poisson_counts(hashes: np.ndarray, rate: float) -> np.ndarray:
         return np.zeros(len(hashes), dtype=np.int64)
     most = math.ceil(rate + 12 * math.sqrt(rate) + 30)  # beyond lies less than 2 ** -64
     terms = [math.exp(k * math.log(rate) - rate - math.lgamma(k + 1)) for k in range(most)]
-    limits = [min(_ALL, int(min(total, 1.0) * 2.0**64)) for total in np.cumsum(terms).tolist()]
+    limits = [min(ALL, int(min(total, 1.0) * 2.0**64)) for total in np.cumsum(terms).tolist()]
     return np.searchsorted(np.array(limits, dtype=np.uint64), hashes, side="right").astype(np.int64)
 
 
@@ -91,6 +91,7 @@ class Bag:
         shares: drawn rows / training rows, by dataset; the rate of a Poisson bootstrap.
         limits: by dataset: a subset's threshold, a multinomial's number of draws; 0 for Poisson.
         sizes: training rows that it was drawn from.
+        since: number of the first row that is in the bag whatever its hash says, and so are all after it; None: none.
     """
 
     kind: BagKind
@@ -99,6 +100,7 @@ class Bag:
     shares: Mapping[str, float]
     limits: Mapping[str, int]
     sizes: Mapping[str, int]
+    since: int | None = None
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,12 @@ def draw(
         # an empty dev set stays empty for later rows, a whole one is impossible: dev_count is at most half
         dev_limits[name] = (threshold(hashes, held_out // 2), threshold(hashes, held_out))
         train[name] = ids[~under(hashes, dev_limits[name][1])]
-    bags = (_draw_bag(rule, train, derive_seed(seed, "bag", rule.stream), weights or {}) for rule in rules)
+    bags = (draw_bag(rule, train, derive_seed(seed, "bag", rule.stream), weights or {}) for rule in rules)
     return Draw(dev_seed, dev_limits, tuple(bags))
 
 
-def _draw_bag(rule: BagRule, train: Mapping[str, np.ndarray], seed: int, weights: Mapping[str, float]) -> Bag:
+def draw_bag(rule: BagRule, train: Mapping[str, np.ndarray], seed: int, weights: Mapping[str, float]) -> Bag:
+    """One bag from the ids of the training rows by dataset."""
     sizes = {name: len(ids) for name, ids in train.items() if rule.holds(name)}
     parts = shares(rule, sizes, weights)
     counts = {name: round(parts[name] * size) for name, size in sizes.items()}
@@ -188,7 +191,7 @@ def training_rows(rows: Rows, drawn: Draw) -> dict[str, np.ndarray]:
     chosen = {}
     for index, name in enumerate(rows.names):
         where = rows.of(index)
-        dev = under(membership_hash(rows.ids[where], drawn.dev_seed), drawn.dev.get(name, (_NONE, _NONE))[1])
+        dev = under(membership_hash(rows.ids[where], drawn.dev_seed), drawn.dev.get(name, (NONE, NONE))[1])
         chosen[name] = where[~dev]
     return chosen
 
@@ -199,7 +202,7 @@ def dev_rows(rows: Rows, drawn: Draw, half: str | None = None) -> dict[str, np.n
     for index, name in enumerate(rows.names):
         where = rows.of(index)
         hashes = membership_hash(rows.ids[where], drawn.dev_seed)
-        first, whole = (under(hashes, limit) for limit in drawn.dev.get(name, (_NONE, _NONE)))
+        first, whole = (under(hashes, limit) for limit in drawn.dev.get(name, (NONE, NONE)))
         mask = {"a": first, "b": whole & ~first, None: whole}[half]
         chosen[name] = where[mask]
     return chosen
@@ -212,17 +215,25 @@ def bag_rows(rows: Rows, drawn: Draw, bag: Bag) -> dict[str, np.ndarray]:
         BoomError: a multinomial bag, and the corpus is not the one that it was drawn from.
     """
     train = training_rows(rows, drawn)
-    return {name: np.repeat(where, _counts(rows.ids[where], name, bag)) for name, where in train.items()}
+    return {name: np.repeat(where, _counts(rows.ids[where], where, name, bag)) for name, where in train.items()}
 
 
 def out_of_bag_rows(rows: Rows, drawn: Draw, bag: Bag) -> dict[str, np.ndarray]:
     """Row numbers by dataset, ascending, of the training rows that a bag does not hold."""
     train = training_rows(rows, drawn)
-    return {name: where[_counts(rows.ids[where], name, bag) == 0] for name, where in train.items()}
+    return {name: where[_counts(rows.ids[where], where, name, bag) == 0] for name, where in train.items()}
 
 
-def _counts(ids: np.ndarray, name: str, bag: Bag) -> np.ndarray:
-    """How often each training row of a dataset is in a bag; never, where the bag was drawn without that dataset."""
+def _counts(ids: np.ndarray, where: np.ndarray, name: str, bag: Bag) -> np.ndarray:
+    """How often each training row of a dataset (ids and row numbers) is in a bag."""
+    counts = _drawn(ids, name, bag)
+    if bag.since is not None:
+        counts[where >= bag.since] = 1
+    return counts
+
+
+def _drawn(ids: np.ndarray, name: str, bag: Bag) -> np.ndarray:
+    """What the hashes say; never, where the bag was drawn without that dataset."""
     if not bag.sizes.get(name):
         return np.zeros(len(ids), dtype=np.int64)
     hashes = membership_hash(ids, bag.seed)

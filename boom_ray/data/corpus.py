@@ -24,6 +24,7 @@ from boom_ray.config_corpus import Corpus, FilesSource, PythonEnvironmentSource
 from boom_ray.data import environment_sets, minhash, quarantine, reduce, tokens
 from boom_ray.data.datasets import agree, resolve_rules
 from boom_ray.data.decontaminate import write_evaluation
+from boom_ray.data.known import NothingNew, write_known
 from boom_ray.data.parts import COUNTS, Part, Unit, part_folder, read_part, write_part
 from boom_ray.data.python_environment import Function, Package, list_packages, read_package
 from boom_ray.data.sources import SourceFile, resolve, spans
@@ -36,7 +37,12 @@ Counts = dict[str, dict[str, int]]
 
 
 def build_corpus(
-    corpus: Corpus, seed: int, evaluation_texts: Iterable[str], out: Path, scratch: Path | None = None
+    corpus: Corpus,
+    seed: int,
+    evaluation_texts: Iterable[str],
+    out: Path,
+    scratch: Path | None = None,
+    known: tuple[np.ndarray, Sequence[str]] | None = None,
 ) -> Counts:
     """Read, clean and shard all sources of a recipe into the folder ``out``.
 
@@ -46,6 +52,8 @@ def build_corpus(
     Args:
         scratch: where parts are kept while the corpus is made, and finished ones of an earlier call are found again;
             it belongs to these arguments alone. The caller deletes it. Default: inside ``out``, and deleted.
+        known: ids (uint8 [n, 16]) of the rows of earlier corpora and the names of their datasets: rows that are among
+            them are dropped and counted as duplicates.
 
     Returns:
         ``{dataset: {rows_in, rejected, duplicates, near_duplicates, decontaminated, negatives_decontaminated, capped,
@@ -54,6 +62,7 @@ def build_corpus(
     Raises:
         BoomError: a missing or unreadable source, more bad rows than ``max_bad_fraction``, no training rows, or a
             dataset with two task types or two sources of different rules.
+        NothingNew: no rows are left, because they are known.
     """
     out = out.absolute()  # a worker may stand in another folder
     work = scratch.absolute() if scratch else out / "parts"
@@ -62,12 +71,17 @@ def build_corpus(
     units, own_texts = _units(corpus, work, out / "eval")
     _claim(work, units)
     write_evaluation((t for texts in (evaluation_texts, own_texts) for t in texts), corpus.ngram, work)
+    if known is not None:
+        write_known(*known, work)
     parts = _write_parts(units, work, corpus.near_duplicates)
     counts = _total(parts)
+    twice = sum(count["duplicates"] for count in counts.values())  # so far only those of earlier corpora
     quarantine.write_quarantine(units, parts, out / "quarantine.jsonl")
     quarantine.check_bad_rows(counts, corpus.max_bad_fraction, out / "quarantine.jsonl")
     sources = _sources(units, parts)
     index, kept = _choose(corpus, seed, parts, sources, counts)
+    if not kept.any() and twice:
+        raise NothingNew(f"all rows of the new data that can be used, {twice} of them, are in the corpus already.")
     if not kept.any():
         raise quarantine.nothing_left(corpus, counts)
     on_workers(reduce.write_shard, reduce.plan_shards(parts, kept, work, out))
@@ -222,7 +236,7 @@ def _choose(
         masks = (here, here & first, here & distinct, here & kept)
         rows, exact, apart, final = (int(np.count_nonzero(mask)) for mask in masks)
         counts[name] |= {
-            "duplicates": rows - exact,
+            "duplicates": counts[name]["duplicates"] + rows - exact,
             "near_duplicates": exact - apart,
             "capped": apart - final,
             "rows": final,

@@ -25,6 +25,7 @@ import pyarrow as pa
 from boom_ray.config_corpus import Columns, FilesSource
 from boom_ray.data import minhash
 from boom_ray.data.decontaminate import Evaluation, decontaminate
+from boom_ray.data.known import Known, drop_known
 from boom_ray.data.layouts import to_boom
 from boom_ray.data.schema import Example, RowError, dataset_of, parse_row, row_id
 from boom_ray.data.shingles import WordHasher
@@ -131,7 +132,8 @@ def read_part(work: Path, index: int) -> Part:
 
 
 def write_part(unit: Unit, work: Path, near: float | None = None) -> dict[str, Any]:
-    """Write the part of a unit below ``work``, which holds what ``Evaluation`` reads; twice gives the same bytes.
+    """Write the part of a unit below ``work``, which holds what ``Evaluation`` and ``Known`` read; twice gives the same
+    bytes.
 
     Args:
         near: threshold of near-duplicates; their signatures are written, too.
@@ -146,14 +148,14 @@ def write_part(unit: Unit, work: Path, near: float | None = None) -> dict[str, A
     temporary = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     part = Part(temporary, {}, [], {}, 0, 0)
-    evaluation, hasher = Evaluation.of(work), WordHasher()
+    evaluation, known, hasher = Evaluation.of(work), Known.of(work), WordHasher()
     with ExitStack() as stack:
         rejects = stack.enter_context(open(part.quarantine, "w", encoding="utf-8"))
         index = stack.enter_context(open(part.index, "wb"))
         table = stack.enter_context(pa.ipc.new_file(str(part.table), ROWS))
         signatures = stack.enter_context(pa.ipc.new_file(str(part.signatures), minhash.schema(near))) if near else None
         for examples in _batches(_examples(unit, tally, rejects)):
-            clean = decontaminate(examples, evaluation, hasher, tally.counts)
+            clean = drop_known(decontaminate(examples, evaluation, hasher, tally.counts), known, tally.counts)
             if not clean:
                 continue
             batch = record_batch(clean)

@@ -129,18 +129,32 @@ class Engine:
             BoomError: NaN or infinite weights or results.
         """
         out = np.empty(self.members.floats[name], np.float32)
-        sources, factors = self.terms(name, np.asarray(values, np.float64))
-        sink = np.array([out.ctypes.data, 0, 0, CODES["F32"]], np.int64)
+        self.fill({name: values}, {name: (out.ctypes.data, "F32")})
+        return out.reshape(self.members.rows[name][0].shape)
+
+    def fill(self, chosen: Mapping[str, np.ndarray], targets: Mapping[str, tuple[int, str]]) -> None:
+        """Write Σ c_k t_k of every tensor in ``chosen`` into memory: the bits that :meth:`combine` writes to files.
+
+        Args:
+            targets: address of the first element of each tensor's place and its stored type; the caller keeps it alive.
+
+        Raises:
+            BoomError: NaN or infinite weights or results.
+        """
+        terms = {name: self.terms(name, np.asarray(values, np.float64)) for name, values in chosen.items()}
+        sinks = {name: np.array([at, 0, 0, CODES[kind]], np.int64) for name, (at, kind) in targets.items()}
 
         def piece(task: Task) -> int:
-            return self.kernels.combine_piece(sources, factors, sink, task[1], task[2])
+            sources, factors = terms[task[0]]
+            return self.kernels.combine_piece(sources, factors, sinks[task[0]], task[1], task[2])
 
-        if sum(count for _, count in self.run(piece, self.tasks([name]))):
-            self.refuse_nonfinite(name)
-            raise BoomError(
-                f"tensor '{name}': results are too large for float32. Lower the merge weights or the scale."
-            )
-        return out.reshape(self.members.rows[name][0].shape)
+        for (name, _, _), wrong in self.run(piece, self.tasks(list(chosen))):
+            if wrong:
+                self.refuse_nonfinite(name)
+                raise BoomError(
+                    f"tensor '{name}': results are too large for {targets[name][1]}. Lower the merge weights or the "
+                    f"scale."
+                )
 
     def terms(self, name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sources and coefficients of the sum, in the order of adding.

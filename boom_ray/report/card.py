@@ -162,7 +162,7 @@ def _merge(summary: Summary, recipe: Mapping[str, Any]) -> str:
         return ""
     base, _ = _base_name(recipe)
     body: dict[str, Any] = {
-        "merge_method": settings.get("method", "multislerp"),
+        "merge_method": chosen.get("method") or settings.get("method", "multislerp"),
         "base_model": (base or "base") if settings.get("task_vectors") else None,
         "models": [
             {"model": m["name"], "parameters": {"weight": round(float(w), 6)}}
@@ -175,6 +175,8 @@ def _merge(summary: Summary, recipe: Mapping[str, Any]) -> str:
     note = ""
     if scale not in (None, 1.0):
         note = f"\n\nThe merged task vector (model minus base) was then multiplied by {scale:.4g}, the searched scale."
+    if len((chosen.get("point") or {}).get("weights", {})) > 1:
+        note += "\n\nThe weights shown are means over tensor groups; `mergekit_config.yml` has them tensor by tensor."
     return f"## Merge\n\nThe recipe in mergekit's form:\n\n```yaml\n{text}```{note}"
 
 

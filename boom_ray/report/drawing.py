@@ -6,7 +6,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from boom_ray.config import BoomError
 
@@ -48,17 +48,18 @@ STYLE = {
 
 Summary = Mapping[str, Any]
 Draw = Callable[[Summary], "Figure | None"]
+Drawn = TypeVar("Drawn")
 
 
-def styled(draw: Draw) -> Draw:
+def styled(draw: Callable[[Drawn], Figure | None]) -> Callable[[Drawn], Figure | None]:
     """Draw inside the report's matplotlib style, and leave the caller's as it was."""
 
     @functools.wraps(draw)
-    def inside_style(summary: Summary) -> Figure | None:
+    def inside_style(what: Drawn) -> Figure | None:
         import matplotlib
 
         with matplotlib.rc_context(STYLE):
-            return draw(summary)
+            return draw(what)
 
     return inside_style
 

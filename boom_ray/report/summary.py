@@ -19,6 +19,7 @@ from boom_ray.records import final_failure
 from boom_ray.report.drift import run_drift
 from boom_ray.report.intervals import run_intervals
 from boom_ray.report.page import write_page
+from boom_ray.search.trial_log import TrialLog
 
 _PACKAGES = ("boom_ray", "torch", "ray", "deepspeed", "transformers", "mteb", "optuna")
 
@@ -134,6 +135,8 @@ def _models(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:
                 "kind": "average" if name in keys.averages else name.split("-")[0],
                 "weights": _normalised(merge.get("weights")),
                 "scale": merge.get("scale"),
+                "method": merge.get("method"),
+                "point": merge.get("point"),
                 "scores": meta["scores"],
                 **relative,
             }
@@ -163,9 +166,11 @@ def _cosine(ledger: Ledger, keys: Keys) -> dict[str, Any]:
 def _search(ledger: Ledger, keys: Keys) -> dict[str, Any]:
     if not ledger.has(keys.search):
         return {"objective": "", "trials": [], "best": None}
-    trials = [json.loads(line) for line in (ledger.path(keys.search) / "trials.jsonl").read_text().splitlines()]
-    objective = "training loss on dev half A, relative to the base, mean over datasets (lower is better)"
-    return {"objective": objective, "trials": trials, "best": ledger.manifest(keys.search)["meta"]["number"]}
+    found = ledger.read_json(keys.search, "search.json")
+    trials = TrialLog(ledger.path(keys.search) / "trials.jsonl").replay()
+    judged = [t for t in trials if t.rung == max((t.rung for t in trials if t.rung is not None), default=None)]
+    shown = [{"number": t.number, "value": t.value} for t in judged]
+    return {"objective": found["objective"], "trials": shown, "best": found["best"], "baselines": found["baselines"]}
 
 
 def _stages(ledger: Ledger, keys: Keys) -> list[dict[str, Any]]:

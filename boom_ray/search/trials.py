@@ -1,15 +1,15 @@
-"""Merge-weight search: Ray Tune trials over resident members.
+"""The search of merge weights, scale and method on Ray Tune: every trial is a judgement by a reused actor.
 
-A trial costs its encoding and nothing else: the trial actors are reused, each keeps the members mapped and one model
-in memory, and nothing is written per trial.
+A trial costs its encoding and nothing else: the actors keep the members mapped and one model in memory, and nothing is
+written per trial but its line in ``trials.jsonl``.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +17,52 @@ from ray import tune
 from ray.tune import RunConfig, Trainable, TuneConfig
 
 from boom_ray.config import BoomError, Recipe
-from boom_ray.data.bagging import Draw, derive_seed
-from boom_ray.data.batches import DrawSettings
+from boom_ray.config_search import GRADIENT
+from boom_ray.data.rules import dataset_rules
 from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys
-from boom_ray.search.objective import dev_batches, dev_losses, relative_loss
-from boom_ray.search.resident import MergeSpec, Resident, merge_spec
-from boom_ray.search.rounds import RoundSearch
-from boom_ray.train.rows import read_draw
+from boom_ray.search.baselines import Outcome, whole_search
+from boom_ray.search.judging import Judge, JudgeSpec
+from boom_ray.search.outcome import HALF_B, write_outcome
+from boom_ray.search.rounds import VALUE, Records, ScriptSearch
+from boom_ray.search.searchers import Asked
+from boom_ray.search.settings import code_version, judge_spec, setup_of
+from boom_ray.search.trial_log import FILE, Trial, TrialLog
 
+_QUIET_SECONDS = 10.0  # between two lines of progress
 
-@dataclass(frozen=True)
-class TrialSpec:
-    """What every trial actor needs."""
-
-    merge: MergeSpec
-    tokens: Path
-    draw: Draw
-    settings: DrawSettings
-    max_rows: int
-    temperature: float
-    threads: int
+Echo = Callable[[str], None]
 
 
 class MergeTrial(Trainable):
-    """Scores one point per trial; Tune reuses the actor for the next."""
+    """Judges once per trial; Tune reuses the actor for the next."""
 
-    def setup(self, config: dict[str, Any], spec: TrialSpec) -> None:
+    def setup(self, config: dict[str, Any], spec: JudgeSpec) -> None:
         import torch
 
         torch.set_num_threads(spec.threads)
-        self._spec = spec
-        self._resident = Resident(spec.merge, device="cpu")
-        self._batches = dev_batches(spec.tokens, spec.draw, "a", spec.max_rows, spec.settings)
-        self._base = self._losses()  # the resident model starts as the base
+        self._judge: Judge | None = None
+        self._broken: str | None = None
+        try:
+            self._judge = Judge(spec)
+        except BoomError as error:  # of every actor alike: the searcher ends the search with it
+            self._broken = str(error)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.config = new_config
         return True
 
     def step(self) -> dict[str, Any]:
-        started = time.perf_counter()
-        weights = [self.config[f"weight_{i}"] for i in range(len(self._spec.merge.members))]
-        value, losses = math.nan, {}
-        if sum(weights) > 0:
-            self._resident.apply(weights, self.config["scale"])
-            losses = self._losses()
-            value = relative_loss(losses, self._base)
-        return {"objective": value, "losses": losses, "seconds": time.perf_counter() - started, "done": True}
-
-    def _losses(self) -> dict[str, float]:
-        encoder = self._resident.encoder
-        return dev_losses(encoder.backbone, self._batches, encoder.pooling, encoder.pad_id, self._spec.temperature)
+        if self._judge is None:
+            return {VALUE: 0.0, "broken": self._broken, "done": True}
+        found = self._judge(self.config["asked"])
+        value = found.get("value")
+        return {
+            VALUE: float("nan") if value is None else value,
+            "found": json.dumps(found),
+            "notes": self._judge.notes,
+            "done": True,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """A trial is over after one step: there is nothing to resume."""
@@ -77,75 +71,91 @@ class MergeTrial(Trainable):
         """See :meth:`save_checkpoint`."""
 
 
-def search_weights(recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dict[str, Any]:
-    """Search and write ``trials.jsonl`` (one line per trial, in order) into ``out``.
+def search_weights(
+    recipe: Recipe, ledger: Ledger, keys: Keys, out: Path, echo: Echo = lambda line: None
+) -> dict[str, Any]:
+    """Search, and write ``trials.jsonl``, ``search.json`` and the row values on half B into ``out``.
+
+    What a search of this identity has found before it was killed is taken over.
 
     Returns:
-        The best trial: number, weights (sum 1), scale, value. Ties go to the lower number; a NaN never wins.
+        For the manifest: the best trial's number, point, weights (sum 1; mean over groups), scale and value.
 
     Raises:
-        BoomError: every trial failed.
+        BoomError: every trial failed; nothing to judge by; a space without points.
     """
-    settings = recipe.search
-    members = len(keys.ensemble)
-    spec = TrialSpec(
-        merge=merge_spec(ledger, keys, recipe),
-        tokens=ledger.path(keys.tokens).resolve(),
-        draw=read_draw(ledger, keys),
-        settings=DrawSettings(recipe.seed, recipe.train.hard_negatives),
-        max_rows=settings.max_rows,
-        temperature=recipe.train.temperature,
-        threads=recipe.resources.cpus_per_worker,
-    )
-    searcher = RoundSearch(
-        members, settings.scale, settings.round, derive_seed(recipe.seed, "search") % 2**32, _baselines(recipe, keys)
-    )
+    scratch = ledger.scratch("search", keys.search.name)
+    setup = setup_of(recipe, ledger, keys)
+    spec = judge_spec(recipe, ledger, keys, scratch / HALF_B)
+    (scratch / HALF_B).mkdir(exist_ok=True)
+    records = Records(TrialLog(scratch / FILE), TrialLog(scratch / "others.jsonl"), code_version())
+    records.told, records.say = _Progress(recipe.search.trials, echo), lambda note: echo(f"  {note}")
+    search = ScriptSearch(whole_search(setup), records)
+    if not search.finished:
+        _tune(search, spec, recipe, ledger.scratch("tune") / keys.search.name)
+    if search.broken:
+        raise search.broken
+    outcome = search.result
+    if outcome is None:
+        raise BoomError(f"the search ended before its last trial. Its errors lie in {ledger.scratch('tune')}.")
+    return _keep(outcome, recipe, ledger, keys, out)
+
+
+def _keep(outcome: Outcome, recipe: Recipe, ledger: Ledger, keys: Keys, out: Path) -> dict[str, Any]:
+    scratch = ledger.scratch("search", keys.search.name)
+    TrialLog(scratch / FILE).write_sorted(out / FILE)
+    shutil.copytree(scratch / HALF_B, out / HALF_B)
+    types = {
+        name: rule.task_type for name, rule in dataset_rules(ledger.read_json(keys.tokens, "datasets.json")).items()
+    }
+    write_outcome(outcome, recipe, keys, types, out)
+    point = outcome.best.point
+    assert point is not None
+    found = {"number": outcome.best.number, "value": outcome.best.value, "point": point.to_json()}
+    return {**found, "weights": list(point.mean_weights()), "scale": point.scale, "method": point.method}
+
+
+def _tune(search: ScriptSearch[Outcome], spec: JudgeSpec, recipe: Recipe, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a search that was killed: the log is what is resumed
     trainable = tune.with_resources(tune.with_parameters(MergeTrial, spec=spec), {"cpu": spec.threads})
+    parallel = 1 if recipe.search.searcher in GRADIENT else recipe.search.actors
     tuner = tune.Tuner(
         trainable,
         tune_config=TuneConfig(
-            metric="objective",
+            metric=VALUE,
             mode="min",
-            search_alg=searcher,
-            num_samples=_whole_rounds(settings.trials, settings.round),
-            max_concurrent_trials=settings.actors,
+            search_alg=search,
+            num_samples=-1,  # the script says when it is over
+            max_concurrent_trials=parallel,
             reuse_actors=True,
         ),
-        run_config=RunConfig(name=keys.search.name, storage_path=str(ledger.scratch("tune").resolve()), verbose=0),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.resolve()),
+            verbose=0,
+        ),
     )
-    trials = sorted((_trial(result, members) for result in tuner.fit()), key=lambda t: t["number"])
-    (out / "trials.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trials))
-    finite = [t for t in trials if t["value"] is not None]
-    if not finite:
-        raise BoomError("every trial of the search failed: no finite objective. See scratch/tune in the run directory.")
-    best = min(finite, key=lambda t: (t["value"], t["number"]))
-    return {name: best[name] for name in ("number", "weights", "scale", "value")}
+    tuner.fit()
 
 
-def _baselines(recipe: Recipe, keys: Keys) -> list[dict[str, float]]:
-    """The closed-form merges first: the search can then only find something better on its half."""
-    ratios = keys.ratios
-    low, high = recipe.search.scale
-    scale = min(max(1.0, low), high)
-    points = [ratios, [1.0] * len(ratios)]
-    return [{**{f"weight_{i}": w for i, w in enumerate(point)}, "scale": scale} for point in points]
+class _Progress:
+    """A line of progress now and then."""
 
+    def __init__(self, trials: int, echo: Echo) -> None:
+        self._trials, self._echo = trials, echo
+        self._best: tuple[int, float, int] | None = None  # (- rung, value, number)
+        self._last = time.monotonic()
 
-def _whole_rounds(trials: int, round_size: int) -> int:
-    """At least ``trials``, in whole rounds: an open round would wait for a trial that never comes."""
-    return -(-trials // round_size) * round_size
-
-
-def _trial(result: Any, members: int) -> dict[str, Any]:
-    config, metrics = result.config, result.metrics or {}
-    weights = [config[f"weight_{i}"] for i in range(members)]
-    total = sum(weights)
-    value = metrics.get("objective", math.nan)
-    return {
-        "number": config["number"],
-        "weights": [w / total for w in weights] if total > 0 else weights,
-        "scale": config["scale"],
-        "value": value if math.isfinite(value) else None,
-        "losses": metrics.get("losses", {}),
-        "seconds": metrics.get("seconds", 0.0),
-    }
+    def __call__(self, asked: Asked, trial: Trial) -> None:
+        if asked.what == "trial" and trial.value is not None:
+            rung = -1 if trial.rung is None else trial.rung  # more rows come before a lower value
+            found = (-rung, trial.value, trial.number)
+            self._best = min(self._best, found) if self._best else found
+        if time.monotonic() - self._last < _QUIET_SECONDS:
+            return
+        self._last = time.monotonic()
+        if asked.what == "trial":
+            best = f", best {self._best[1]:.4f} (trial {self._best[2]})" if self._best else ""
+            self._echo(f"  trial {asked.number} of {self._trials}{best}, {trial.seconds.get('total', 0.0):.2f} s each")
+        else:
+            self._echo(f"  {asked.what.replace('_', ' ')}: {asked.searcher}")

@@ -51,6 +51,8 @@ def newest(task: MemberTask) -> Checkpoint | None:
     """The newest checkpoint that ``task`` can go on from, every byte of it compared with its checksum; a damaged one is
     passed over with a warning. Reads no tensor into memory."""
     for path in sorted(task.checkpoint_folder.glob("step-*"), reverse=True):
+        if path > _place(task, task.ends):
+            continue  # it was stopped later before
         try:
             return _verified(path, task)
         except BoomError as error:
@@ -155,7 +157,8 @@ class Checkpointer:
 
     def __call__(self, step: int) -> None:
         settings, done = self._task.checkpoints, step + 1
-        if due(done, self._task.steps, settings.every, self._task.train.accumulation):
+        stops = done == self._task.ends < self._task.steps
+        if stops or due(done, self._task.steps, settings.every, self._task.train.accumulation):
             self.finish()
             self._writing = self._pool.submit(self._write, done, dict(self._own()), self._state.counters())
         elif self._writing and self._writing.done():

@@ -53,10 +53,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told: ``tick`` about once a second, ``landed`` after each member that is committed, ``say`` a line."""
+    """Who is told: ``tick`` about once a second, ``landed`` after each member that is committed, ``held`` a
+    member's name and for how many seconds it had its workers, landed or failed, ``say`` a line."""
 
     tick: Callable[[], None] = lambda: None
     landed: Callable[[], None] = lambda: None
+    held: Callable[[str, float], None] = lambda name, seconds: None
     say: Callable[[str], None] = lambda line: None
 
 
@@ -175,13 +177,16 @@ class _Ensemble:
 
     def _take_landed(self, start: _Start) -> None:
         name = start.placement.name
-        if start.future.result() == 0:  # of one that went on from a checkpoint the time says nothing
-            key = self._work[name][0].key
-            records.note_seconds(self._ledger, key, time.monotonic() - self._opened[name])
+        task, seconds = self._work[name][0], time.monotonic() - self._opened[name]
+        if start.future.result() == 0 and task.lands == task.key:  # of a part of its steps the time says nothing
+            records.note_seconds(self._ledger, task.key, seconds)
+        self._watcher.held(name, seconds)
         self._watcher.landed()
 
     def _take_failure(self, placement: Placement, error: BaseException) -> None:
         name = placement.name
+        if name in self._opened:
+            self._watcher.held(name, time.monotonic() - self._opened[name])
         failure = _failure(error, *self._work[name])
         self._failures[name].append(failure)
         if again(self._failures[name]):
@@ -234,11 +239,11 @@ def _train_one(
                 ),
                 callbacks=[gate],
             ),
-            datasets=rank_datasets(batches, chosen.width, start),
+            datasets=rank_datasets(task.due(batches), chosen.width, start),
             dataset_config=rank_data_config(),
         )
     trainer.fit()
-    if not ledger.has(task.key):
+    if not ledger.has(task.lands):
         raise BoomError(f"{task.name}: training ended without a committed member.")
     return start
 

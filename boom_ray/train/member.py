@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +23,7 @@ from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.ledger import Key, Ledger
-from boom_ray.plan import average_keys
+from boom_ray.plan import average_keys, paused_key
 from boom_ray.train import checkpoint
 from boom_ray.train.averages import RunningAverages
 from boom_ray.train.board import Board
@@ -42,6 +42,7 @@ class MemberTask:
 
     Attributes:
         start: batches that are done: it goes on from the checkpoint of that step; 0 begins.
+        stop: batches after which it is stopped, with a checkpoint that it can go on from; None trains to the end.
     """
 
     name: str
@@ -57,6 +58,21 @@ class MemberTask:
     staging: str | None = None
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     start: int = 0
+    stop: int | None = None
+
+    @property
+    def ends(self) -> int:
+        """Batches that it is trained on."""
+        return self.steps if self.stop is None else min(self.stop, self.steps)
+
+    @property
+    def lands(self) -> Key:
+        """What is committed: the member, or what it is where it stops."""
+        return self.key if self.ends == self.steps else paused_key(self.key, self.ends)
+
+    def due(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Of all its batches those until it ends."""
+        return batches if self.ends == self.steps else batches[: self.ends]
 
     @property
     def draw(self) -> DrawSettings:
@@ -123,9 +139,15 @@ def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: St
 
 
 def commit(task: MemberTask, encoder: Encoder, engine: Engine, trained: Trained) -> None:
-    """Write the averages and then the trained member into the ledger, and forget its checkpoints; ranks other than the
-    first call :func:`assist` meanwhile."""
+    """Write the averages and then the trained member into the ledger, and forget its checkpoints; of one that stops
+    before its end its weights, and keep them. Ranks other than the first call :func:`assist` meanwhile."""
     ledger, inputs = Ledger(task.root), {"base": task.base, "tokens": task.tokens}
+    if task.lands != task.key:
+        with ledger.stage(task.lands, inputs=inputs) as stage:
+            encoder.save_description(stage.path)
+            write_weights(engine.shapes, engine.tensors(), stage.path)
+            stage.meta.update(member=task.key.name, step=task.ends, of=task.steps, loss=trained.log.records[-1].loss)
+        return
     for label, key in average_keys(task.key, task.train.averages).items():
         if not ledger.has(key):
             with ledger.stage(key, inputs={"member": task.key.identity}) as stage:
@@ -153,7 +175,7 @@ def train_plain(task: MemberTask, batches: list[Batch]) -> None:
         encoder = load(task, "cuda" if torch.cuda.is_available() else "cpu")
         store = open_store(task)
         engine = begin(task, encoder, PlainEngine)
-        averages = run(task, engine, local_feed(batches, store, task.draw, task.start), log)
+        averages = run(task, engine, local_feed(task.due(batches), store, task.draw, task.start), log)
     commit(task, encoder, engine, Trained(log, averages, width=1))
 
 

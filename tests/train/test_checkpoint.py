@@ -20,13 +20,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from boom_ray.config import Averages, BoomError, Checkpoints, Train
 from boom_ray.data.batches import local_feed
 from boom_ray.data.schedule import Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.ledger import Key, Ledger
-from boom_ray.plan import average_keys
+from boom_ray.plan import average_keys, paused_key
 from boom_ray.train import checkpoint, member
 from boom_ray.train.averages import RunningAverages, factors
 from boom_ray.train.cache import batch_encoder
@@ -158,6 +159,41 @@ def test_an_interrupted_member_ends_as_an_undisturbed_one(make_task, batches, un
     assert 3600 <= Ledger(task.root).manifest(task.key)["meta"]["idle"] < 3660  # no device was held in between
     assert not task.checkpoint_folder.exists()
     assert checkpoint.newest(task) is None
+
+
+@pytest.mark.parametrize("stops", [[5, 13], [1]])
+def test_a_member_that_is_stopped_and_goes_on_ends_as_an_undisturbed_one(
+    make_task, batches, undisturbed, tmp_path, stops
+):
+    """A search of ratios stops members at its rungs; what they are there is kept, and what comes after is the same."""
+    task, ledger = make_task(tmp_path), Ledger(tmp_path)
+    for stop in stops:
+        part = replace(task, stop=stop)
+        train_plain(part, batches)
+        assert ledger.has(part.lands)
+        assert not ledger.has(task.key)
+        assert part.lands == paused_key(task.key, stop)
+        assert len(logged(task)) == stop
+        assert checkpoint.newest(task).step == stop
+        begun = checkpoint.at(replace(task, start=stop))
+        for name, value in load_file(ledger.path(part.lands) / "model.safetensors").items():
+            kept = f"weights:{name}" in begun.names("weights")  # what takes no gradient is in no checkpoint
+            assert not kept or torch.equal(value, begun.read(f"weights:{name}")), name
+        assert ledger.manifest(part.lands)["meta"]["member"] == task.key.name
+    train_plain(replace(task, stop=len(batches)), batches)
+    assert _left(task) == _left(undisturbed)
+
+
+def test_a_member_goes_on_from_no_step_after_the_one_where_it_stops(make_task, batches, tmp_path):
+    task, ledger = make_task(tmp_path), Ledger(tmp_path)
+    for stop in (6, 3):
+        train_plain(replace(task, stop=stop), batches)
+    short, long = (load_file(ledger.path(paused_key(task.key, s)) / "model.safetensors") for s in (3, 6))
+    assert any(not torch.equal(short[name], long[name]) for name in short)
+    again = make_task(tmp_path / "again")
+    train_plain(replace(again, stop=3), batches)
+    other = load_file(Ledger(again.root).path(paused_key(task.key, 3)) / "model.safetensors")
+    assert all(torch.equal(short[name], other[name]) for name in short)
 
 
 def test_a_member_that_is_interrupted_before_every_step_ends_all_the_same(make_task, batches, undisturbed, tmp_path):

@@ -1,0 +1,221 @@
+"""Updates of a published model from end to end: what is counted, found done, refused; kills; a chain of versions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from road_data import recipe_text, write_corpus, write_sets
+from safetensors.numpy import load_file
+
+from boom_ray.config import BoomError
+from boom_ray.pipeline import run
+from boom_ray.session import ray_session
+from boom_ray.update.history import history
+from boom_ray.update.pipeline import UpdateResult, update
+
+TIMED = ("README.md", "boom_manifest.json", "_SUCCESS")  # times and costs; the marker is the manifest's checksum
+NEW = 60  # new rows
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, an update's recipe, new data: 60 new rows, 7 old ones (3 under another name), 2 of a test set."""
+    root = tmp_path_factory.mktemp("update")
+    corpus, sets = write_corpus(root / "corpus"), write_sets(root / "eval")
+    text = recipe_text(corpus, sets).replace("trials: 16", "trials: 4")
+    (root / "recipe.yaml").write_text(text + "merge: {weights: ratio}\n")
+    run(root / "recipe.yaml", run_dir=root / "run", echo=lambda line: None)
+    rows = [{"query": f"where is number {i}", "pos": [f"number {i} is here"], "neg": []} for i in range(NEW)]
+    old = [json.loads(line) for line in (corpus / "finding.jsonl").read_text().splitlines()[:7]]
+    queries = [json.loads(line)["text"] for line in (sets / "in_domain/finding/queries.jsonl").read_text().splitlines()]
+    tested = [{"query": query, "pos": ["an answer"], "neg": []} for query in queries[:2]]
+    _write(root / "new" / "asking.jsonl", [*rows, *old[:3], *tested])
+    _write(root / "new" / "finding.jsonl", old[3:])
+    _write_set(root / "new_domain" / "asking")
+    text = f'update: {{datasets: [{{path: "{root / "new"}"}}], sets: ["{root / "new_domain"}"], probe: 40}}\n'
+    (root / "update.yaml").write_text(text)
+    return root
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps({**row, "task_type": "retrieval"}) + "\n" for row in rows))
+
+
+def _write_set(folder: Path) -> None:
+    """An evaluation set of the new data's own kind."""
+    folder.mkdir(parents=True)
+    meta = {"name": "asking", "task_type": "retrieval", "lang": "en", "main_metric": "ndcg_at_10"}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    numbers = range(200, 230)
+    for name, text in (("corpus", "number {} is here"), ("queries", "where is number {}")):
+        lines = (json.dumps({"_id": f"{name[0]}{i}", "text": text.format(i)}) + "\n" for i in numbers)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    relevant = [f"q{i}\tc{i}\t1" for i in numbers]
+    (folder / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *relevant]) + "\n")
+
+
+def _update(root: Path, where: Path, *settings: str, **options: Any) -> UpdateResult:
+    return update(root / "update.yaml", overrides=settings, run_dir=where, echo=lambda line: None, **options)
+
+
+def _copy(inputs: Path, name: str) -> Path:
+    return Path(shutil.copytree(inputs / "run", inputs / name))
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def updated(inputs: Path) -> tuple[Path, UpdateResult, dict[str, bytes]]:
+    """A run with its second version, the result, and what the first version was before."""
+    where = _copy(inputs, "updated")
+    (first,) = (where / "published").iterdir()
+    before = _content(first)
+    return where, _update(inputs, where), before
+
+
+def test_an_update_counts_its_rows_and_publishes_beside_the_old_version(inputs: Path, updated: Any) -> None:
+    where, result, before = updated
+    assert result.made
+    counts = result.summary["data"]
+    assert counts["asking"]["rows"] == NEW
+    assert (counts["asking"]["duplicates"], counts["asking"]["decontaminated"]) == (3, 2)
+    assert (counts["finding"]["rows"], counts["finding"]["duplicates"]) == (0, 4)
+    (first,) = (p for p in (where / "published").iterdir() if p != result.published)
+    assert _content(first) == before
+    old, member, new = (
+        load_file(folder / "model.safetensors")
+        for folder in (first, next(where.glob("members/v2-member-*")), result.published)
+    )
+    for name, merged in new.items():  # multislerp of two by halves: the sum of directions, at the mean length
+        lengths = [float(np.linalg.norm(tensor[name])) for tensor in (old, member)]
+        if min(lengths) > 0.01:  # of shorter ones its eps of 1e-8 shows
+            direction = old[name] / lengths[0] + member[name] / lengths[1]
+            expected = direction * (sum(lengths) / 2 / np.linalg.norm(direction))
+            assert np.abs(merged - expected).max() <= 1e-5 * np.abs(expected).max(), name
+    manifest = json.loads((result.published / "boom_manifest.json").read_text())["meta"]
+    assert manifest["update"]["parent"]["name"] == first.name
+    assert {entry["name"] for entry in manifest["corpus"]} == {"finding", "grouping", "grading", "asking"}
+    groups = result.summary["groups"]
+    assert groups == {"finding": "old_id", "grading": "old_id", "elsewhere": "ood", "asking": "new"}
+    labels = [row["label"] for row in result.summary["table"]]
+    assert labels == ["old in-domain", "out-of-domain", "new domain", "asking"]
+    cost = result.summary["cost"]
+    assert cost["update"]["seconds"] > 0
+    assert cost["retrain"]["how"] == "planned"
+
+    from boom_ray.encoder import Encoder
+
+    vectors = [Encoder.load(folder).encode(["ship harbour wave"]) for folder in (first, result.published)]
+    assert np.abs(vectors[0] - vectors[1]).max() > 0
+
+
+def test_the_second_call_does_nothing_and_old_rows_alone_make_no_version(inputs: Path, updated: Any) -> None:
+    where, result, _ = updated
+    files = {p: p.stat().st_mtime_ns for p in (where / "published").rglob("*")}
+    again = _update(inputs, where)
+    assert (again.made, again.published) == (False, result.published)
+    moved = inputs / "moved"
+    shutil.copytree(inputs / "new", moved, dirs_exist_ok=True)
+    assert _update(inputs, where, f'update.datasets=[{{path: "{moved}"}}]').published == result.published
+    (inputs / "old.jsonl").write_text((inputs / "new" / "finding.jsonl").read_text())
+    nothing = _update(inputs, where, f'update.datasets=[{{path: "{inputs / "old.jsonl"}"}}]')
+    assert (nothing.made, nothing.published) == (False, result.published)
+    assert {p: p.stat().st_mtime_ns for p in (where / "published").rglob("*")} == files
+
+
+def test_a_model_that_has_changed_is_refused(inputs: Path) -> None:
+    where = _copy(inputs, "changed")
+    (weights,) = (where / "published").glob("*/model.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    done = subprocess.run(_command(inputs, where), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("boom-ray: ")
+    assert "no longer the model that was published" in done.stderr
+
+
+def _command(inputs: Path, where: Path, *settings: str) -> list[str]:
+    command = [sys.executable, "-m", "boom_ray", "update", str(inputs / "update.yaml"), "--run-dir", str(where)]
+    return command + [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.mark.parametrize("moment", ["corpus/v2-new-*", "members/v2-member-*"])
+def test_killed_and_called_again_it_publishes_the_same_bytes(inputs: Path, updated: Any, moment: str) -> None:
+    _, result, _ = updated
+    where = _copy(inputs, f"killed-{moment[:4]}")
+    driver = subprocess.Popen(_command(inputs, where), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(where.glob(f"{moment}/manifest.json")):
+        assert driver.poll() is None, "the update ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    for process in family:  # as when the machine goes down; Ray's own agents would take a minute or two to notice
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    kept = {p: p.stat().st_mtime_ns for p in where.glob(f"{moment}/manifest.json")}
+    again = _update(inputs, where)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert again.made
+    first, second = _content(result.published), _content(again.published)
+    assert {n: c for n, c in first.items() if n not in TIMED} == {n: c for n, c in second.items() if n not in TIMED}
+    assert not list(where.rglob(".tmp-*"))
+
+
+def test_a_chain_by_rows_with_a_bound_on_the_drift(inputs: Path, updated: Any) -> None:
+    """The third version of an ensemble, the drift of the second one bounded; the history names both."""
+    where = Path(shutil.copytree(updated[0], inputs / "chain"))
+    more = inputs / "more.jsonl"
+    _write(more, [{"query": f"what is in box {i}", "pos": [f"box {i} holds {i} things"], "neg": []} for i in range(40)])
+    data = f'update.datasets=[{{path: "{more}"}}]'
+    third = _update(inputs, where, data, "update.weights=ensemble", "update.max_drift=0.05")
+    bound = third.summary["bound"]
+    assert bound["drift"] <= 0.05
+    assert 0 < bound["step"] <= 1
+    assert sum(third.summary["parts"]) == pytest.approx(1)
+    assert len(third.summary["parts"]) == 3
+    sibling = _update(inputs, where, data, "update.weights=searched")  # onto the same parent
+    assert sibling.summary["parent"] == third.summary["parent"]
+    rows = history(third.published)
+    assert [row["version"] for row in rows] == ["v1", "v2", "v3"]
+    assert rows[2]["published"] == third.published.name
+    assert [row["rows"] for row in rows[1:]] == [NEW, 40]
+    with pytest.raises(BoomError, match="max_drift"):
+        _update(inputs, where, data, "update.max_drift=0.00000001")
+
+
+def test_against_a_full_retrain_both_are_measured(inputs: Path, updated: Any) -> None:
+    where, _, _ = updated
+    found = _update(inputs, where, against_retrain=True)
+    assert not found.made
+    assert found.summary["cost"]["retrain"]["how"] == "measured"
+    assert found.summary["cost"]["retrain"]["members"] == 2
+    models = found.summary["table"][0]["models"]
+    assert set(models) == {"base", "current model", "new member", "update", "full retrain"}
+    assert models["current model"]["to_current"] is None
+    assert len(models["full retrain"]["to_current"]) == 3
+    assert "full retrain" in (found.report.read_text() if found.report else "")
