@@ -140,8 +140,9 @@ class Threads:
         self._work = work
         self._told: SimpleQueue[tuple[int, Action | None, Outcome]] = SimpleQueue()
         self._given: list[SimpleQueue[Action | None]] = [SimpleQueue() for _ in range(count)]
-        for worker in range(count):
-            threading.Thread(target=self._run, args=(worker,), name=f"scoring-{worker}", daemon=True).start()
+        self._threads = [threading.Thread(target=self._run, args=(worker,), daemon=True) for worker in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, worker: int, action: Action) -> None:
         self._given[worker].put(action)
@@ -150,9 +151,12 @@ class Threads:
         yield self._told.get()
 
     def close(self) -> None:
-        """End the threads, each after what it is doing."""
+        """End the threads, each after what it is doing. One that still held a model when the interpreter ends would
+        abort the process."""
         for given in self._given:
             given.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def _run(self, number: int) -> None:
         worker = Worker(self._work, 1 if self.count > 1 else None, self._desk)
