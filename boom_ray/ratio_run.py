@@ -70,6 +70,7 @@ def search_ratios(
     if not ledger.has(key):
         from boom_ray.session import ray_session
 
+        ledger.sweep()
         with ray_session():
             _prepare(run)
             if not _carry_out(run, key, space, plan_only):

@@ -52,6 +52,7 @@ def search_run(
         from boom_ray.session import ray_session
 
         space_of(run.recipe, len(run.keys.ensemble))
+        run.ledger.sweep()
         with ray_session():
             gram_members(run)
             search_members(run)
