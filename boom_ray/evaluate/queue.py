@@ -161,18 +161,18 @@ def _threads() -> tuple[int, bool]:
 
 
 def _sooner_here(work: Work, costs: Mapping[Job, float]) -> bool:
-    """Whether starting Ray would cost more than its actors win; on a cluster they are used in any case."""
-    import torch
+    """Whether starting Ray would cost more than its actors win; on a cluster they are used in any case.
 
+    Threads of one process wait for one another's memory: on two cores and minutes of work actors took 262 s, start
+    included, and threads 306 s.
+    """
     running = sys.modules.get("ray")
     if os.environ.get("RAY_ADDRESS") or (running and running.is_initialized()):
         return False
     cores = len(os.sched_getaffinity(0))
-    if torch.cuda.device_count() <= 1 and (torch.cuda.is_available() or cores <= _HERE):
-        return True
     # four characters a token; four bytes a weight, two operations each, and half of a small model are embeddings
     flops = sum(cost / 4 * _weights(work.models[job.model]) / 4 for job, cost in costs.items())
-    return flops / (_FLOPS * min(cores, _HERE)) < _STARTUP
+    return cores < 2 or flops / (_FLOPS * cores) / 3 < _STARTUP  # a third is what actors save
 
 
 def _weights(model: ModelToScore) -> int:
