@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 TaskType = Literal["retrieval", "reranking", "classification", "clustering", "sts"]
 TASK_TYPES: tuple[str, ...] = get_args(TaskType)
@@ -96,7 +96,13 @@ class PythonEnvironmentSource(Frozen):
     eval_documents: int = Field(1000, ge=20, description="documents of each retrieval evaluation set")
 
 
-Source = Annotated[FilesSource | PythonEnvironmentSource, Field(discriminator="source")]
+def _files_unless_told(entry: Any) -> Any:
+    return {"source": "files", **entry} if isinstance(entry, dict) else entry
+
+
+Source = Annotated[
+    FilesSource | PythonEnvironmentSource, Field(discriminator="source"), BeforeValidator(_files_unless_told)
+]
 
 
 class Dev(Frozen):
@@ -143,10 +149,3 @@ class Corpus(Frozen):
     )
     mine: Mine | None = None
     dev: Dev = Dev()
-
-    @field_validator("datasets", mode="before")
-    @classmethod
-    def _default_source(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [{"source": "files", **d} if isinstance(d, dict) else d for d in value]
-        return value

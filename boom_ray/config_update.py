@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from boom_ray.config_corpus import Frozen, Source
 
@@ -34,10 +34,3 @@ class Update(Frozen):
         description="bound on the drift of old dev texts, the mean of 1 - cosine: the merge weight is lowered to it",
     )
     probe: int = Field(512, ge=2, description="old dev texts that the bound is measured on, at most")
-
-    @field_validator("datasets", mode="before")
-    @classmethod
-    def _default_source(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [{"source": "files", **d} if isinstance(d, dict) else d for d in value]
-        return value

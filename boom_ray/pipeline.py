@@ -16,17 +16,7 @@ from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
-from boom_ray.preparation import (
-    Echo,
-    Run,
-    draw_bags,
-    due,
-    make_corpus,
-    make_start,
-    make_tokens,
-    mine_negatives,
-    warm_base,
-)
+from boom_ray.preparation import Echo, Run, due, make_corpus, mine_negatives, prepare
 from boom_ray.recipe import load_recipe
 from boom_ray.records import drop_checkpoints, forget, lost_members, record_failure
 from boom_ray.report.layout import duration
@@ -143,14 +133,7 @@ def mine(
 
 def _carry_out(run: Run) -> Run:
     """The story: every stage, in order. Returns the run with the members that it ended with."""
-    if run.recipe.base.model:
-        make_start(run)  # first, so that a base that cannot be used costs no corpus
-    make_corpus(run)
-    mine_negatives(run)
-    make_start(run)
-    make_tokens(run)
-    draw_bags(run)
-    warm_base(run)
+    prepare(run)
     run = train_members(run)
     gram_members(run)
     search_members(run)

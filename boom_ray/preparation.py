@@ -55,6 +55,18 @@ def scratch_of(run: Run, key: Key) -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def prepare(run: Run) -> None:
+    """All that members need, in order: corpus, base, tokens, bags."""
+    if run.recipe.base.model:
+        make_start(run)  # first, so that a base that cannot be used costs no corpus
+    make_corpus(run)
+    mine_negatives(run)
+    make_start(run)
+    make_tokens(run)
+    draw_bags(run)
+    warm_base(run)
+
+
 def make_corpus(run: Run) -> None:
     key = run.keys.corpus
     if not due(run, key, "corpus: reading, checking, removing duplicates and evaluation texts"):

@@ -14,16 +14,7 @@ from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.plan import Keys, derive_keys
-from boom_ray.preparation import (
-    Echo,
-    Run,
-    draw_bags,
-    make_corpus,
-    make_start,
-    make_tokens,
-    mine_negatives,
-    warm_base,
-)
+from boom_ray.preparation import Echo, Run, prepare
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, resolve_run_dir
 from boom_ray.search.ratio_space import RatioSpace, ratio_space, set_name
@@ -72,7 +63,7 @@ def search_ratios(
 
         ledger.sweep()
         with ray_session():
-            _prepare(run)
+            prepare(run)
             if not _carry_out(run, key, space, plan_only):
                 return None
     else:
@@ -103,18 +94,6 @@ def _log_identity(recipe: Recipe, pool: Keys) -> str:
 
 def _settings(recipe: Recipe, names: Sequence[str]) -> list[Any]:
     return [getattr(recipe.ratio_search, name) for name in names]
-
-
-def _prepare(run: Run) -> None:
-    """All that members need, as in a run of the recipe; what it shares with that is made once."""
-    if run.recipe.base.model:
-        make_start(run)
-    make_corpus(run)
-    mine_negatives(run)
-    make_start(run)
-    make_tokens(run)
-    draw_bags(run)
-    warm_base(run)
 
 
 def _carry_out(run: Run, key: Key, space: RatioSpace, plan_only: bool) -> bool:

@@ -23,8 +23,5 @@ def prepare(recipe: Recipe, directory: Path, say: Callable[[str], None]) -> prep
     run = preparation.Run(recipe, Ledger.open(directory, recipe.name), world, derive_keys(recipe, world), say)
     if not run.has(run.keys.bags):
         with ray_session():
-            preparation.make_start(run)
-            preparation.make_corpus(run)
-            preparation.make_tokens(run)
-            preparation.draw_bags(run)
+            preparation.prepare(run)
     return run

@@ -124,6 +124,7 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     costs = {job: _cost(work, job) for job in jobs if job.entry < len(work.sets)}
     longest = max(costs.values(), default=1.0)
     costs |= {job: longest for job in jobs if job not in costs}  # of `extra` nothing is known: not the last to begin
+    useful = len(jobs) + int(sum(costs.values()) / _CHARACTERS)
     names = [entry.result_name for entry in work.sets]
     files = {i: name for i, name in enumerate(names) if names.count(name) > 1}
 
@@ -132,7 +133,7 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
 
     if actors == 0 or (actors is None and _sooner_here(work, costs)):
         count, on_cpu = _threads()
-        threads = Threads(work, min(count, len(jobs) + int(sum(costs.values()) / _CHARACTERS)))
+        threads = Threads(work, min(count, useful))
         try:
             with_crew(threads, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
         finally:
@@ -143,7 +144,6 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
 
     with ray_session():
         most, bundle = places(node_resources(), max(_weights(model) for model in work.models))
-        useful = len(jobs) + int(sum(costs.values()) / _CHARACTERS)
         team = Actors(work, min(actors or useful, most), bundle)
         try:
             with_crew(team, work.chunk_tokens if bundle.gpus else min(work.chunk_tokens, _CPU_TOKENS))

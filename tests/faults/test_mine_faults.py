@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pytest
 import yaml
+from driver_kills import kill_when
 from road_data import recipe_text, write_corpus, write_sets
 
 from boom_ray.config import BoomError, parse_recipe
@@ -56,18 +54,7 @@ def mined(run_dir: Path) -> Path:
 
 
 def kill_when_vectors_are_there(command: list[str], run_dir: Path) -> None:
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while not vectors(run_dir):
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    for process in family:
-        if process.is_running():
-            process.kill()
+    kill_when(lambda: vectors(run_dir), command, 400)
 
 
 @pytest.fixture(scope="module")

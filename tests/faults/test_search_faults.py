@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from driver_kills import kill_when
 from small_run import make_run
 
 from boom_ray.plan import derive_keys
@@ -47,18 +47,7 @@ def _lines(root: Path) -> int:
 
 def _killed_at(root: Path, lines: int) -> None:
     """Start the command and kill it, with all that it started, once its logs have so many lines."""
-    driver = subprocess.Popen(_command(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while _lines(root) < lines:
-        assert driver.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    for process in family:
-        if process.is_running():
-            process.kill()
+    kill_when(lambda: _lines(root) >= lines, _command(root), 200)
     assert not list((root / "search").glob("small-*"))
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from driver_kills import kill_when
 from road_data import recipe_text, write_corpus, write_sets
 from safetensors.numpy import load_file
 
@@ -165,18 +162,7 @@ def _command(inputs: Path, where: Path, *settings: str) -> list[str]:
 def test_killed_and_called_again_it_publishes_the_same_bytes(inputs: Path, updated: Any, moment: str) -> None:
     _, result, _ = updated
     where = _copy(inputs, f"killed-{moment[:4]}")
-    driver = subprocess.Popen(_command(inputs, where), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not list(where.glob(f"{moment}/manifest.json")):
-        assert driver.poll() is None, "the update ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    for process in family:  # as when the machine goes down; Ray's own agents would take a minute or two to notice
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill_when(lambda: list(where.glob(f"{moment}/manifest.json")), _command(inputs, where), 240)
     kept = {p: p.stat().st_mtime_ns for p in where.glob(f"{moment}/manifest.json")}
     again = _update(inputs, where)
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
