@@ -11,8 +11,8 @@ from contextlib import suppress
 import psutil
 
 
-def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: float) -> None:
-    """Start a command and kill it once ``ready`` is true, which has to be within ``seconds``.
+def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: float, pause: float = 0.0) -> None:
+    """Start a command and kill it ``pause`` seconds after ``ready`` is true, which has to be within ``seconds``.
 
     Ray's own agents would take a minute or two to notice, so they are killed, too.
     """
@@ -22,9 +22,16 @@ def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: floa
         assert driver.poll() is None, "the command ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    time.sleep(pause)
+    family = kill_driver(driver)
     for process in family:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def kill_driver(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Kill the command alone; what it had started then."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    return family
