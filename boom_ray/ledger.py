@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,10 +75,15 @@ class Stage:
 
 
 class Ledger:
-    """A run directory."""
+    """A run directory.
+
+    Attributes:
+        guard: called before anything is committed; raises where this process may not (:mod:`boom_ray.lease`).
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()  # workers may run in another directory
+        self.guard: Callable[[], None] = _anybody
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], name: str) -> Ledger:
@@ -175,6 +180,7 @@ class Ledger:
         write_durably(stage.path / key.manifest, text)
         if key.marker != key.manifest:
             write_durably(stage.path / key.marker, hashlib.sha256(text.encode()).hexdigest() + "\n")
+        self.guard()
         target = self.path(key)
         if target.exists():  # a damaged artifact that somebody deleted in part, or a second writer that was faster
             if self.has(key):
@@ -197,6 +203,7 @@ class Ledger:
 
     def write_text(self, name: str, text: str) -> Path:
         """Replace one small file of the run directory atomically (resolved recipe, report, frozen placement)."""
+        self.guard()
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{_TEMPORARY}{target.name}-{uuid.uuid4().hex[:8]}")
@@ -208,6 +215,10 @@ class Ledger:
         """Remove temporary siblings that a killed run left behind. Call it only while no other run is writing."""
         for leftover in (*self.root.glob(f"{_TEMPORARY}*"), *self.root.glob(f"*/{_TEMPORARY}*")):
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _anybody() -> None:
+    """The guard of a ledger that no lease protects: a reader's, or a worker's, whose driver holds it."""
 
 
 def _is_empty(path: Path) -> bool:
