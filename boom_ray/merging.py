@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from boom_ray import mirrors
 from boom_ray.config import BoomError
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.merge.engine import Engine
@@ -37,7 +38,8 @@ def merge_on_cluster(plan: MergePlan) -> dict[str, int]:
     Raises:
         BoomError: NaN or infinite weights or results; too little disk; a directory that a node cannot see.
     """
-    pending, slots = prepare(plan), _slots_elsewhere()
+    alone = mirrors.locate(plan.directory) is not None  # other nodes do not see what lies in a mirror
+    pending, slots = prepare(plan), 0 if alone else _slots_elsewhere()
     if not slots:
         merge_tensors(plan, pending, durable=False)
         finish(plan)
@@ -148,7 +150,7 @@ class GrowingGrams:
             ray.wait([self._last])
 
 
-@ray.remote(num_cpus=1, max_retries=1)
+@ray.remote(num_cpus=1, max_retries=3)
 def _grow(task: GramTask, after: Any) -> None:
     ledger = Ledger(task.root)
     if not ledger.has(task.key):
@@ -200,6 +202,6 @@ def known_grams(ledger: Ledger, task: GramTask) -> Grams | None:
             best, most = path, common
     if best is None:
         return None
-    grams = Grams.load(best / FILE)
+    grams = Grams.load(mirrors.fetch(best) / FILE)
     members, base = task.paths()
     return grams if grams.fits(open_members(members, base).fingerprints) else None

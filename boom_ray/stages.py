@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +20,21 @@ from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
 
+_AGAIN = 3  # times that work is done once more whose process is lost, or the node with it; mistakes are not repeated
+
+
 def make_start(base: Base, corpus: Path, seed: int, out: Path) -> None:
     """Write the start of all members: an imported base, or a tokenizer trained on the corpus and random weights."""
     get(_make_start.remote(base, str(corpus), seed, str(out)))
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=_AGAIN)
 def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
     from boom_ray.base import build_base, import_base, resolve_base
     from boom_ray.data.tokens import train_tokenizer
 
+    shutil.rmtree(out)  # of a process that was lost something may be left
+    Path(out).mkdir()
     if base.build is None:
         assert base.model is not None  # the recipe was checked: exactly one of model and build
         import_base(resolve_base(base.model, base.revision), Path(out), base.pooling, base.max_tokens, base.append_eos)
@@ -43,7 +49,7 @@ def warm(task: MemberTask, batches: Sequence[Batch]) -> None:
     get(_warm.options(num_cpus=task.threads, num_gpus=gpus).remote(task, list(batches)))
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=_AGAIN)
 def _warm(task: MemberTask, batches: list[Batch]) -> None:
     from boom_ray.train.member import train_plain
 
@@ -55,7 +61,7 @@ def mark_sets(task: FinalTask) -> None:
     get(_mark_sets.remote(replace(task, sets=tuple(anywhere(task.sets)))))
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(num_cpus=1, max_retries=_AGAIN)
 def _mark_sets(task: FinalTask) -> None:
     from boom_ray.overlaps import mark_run
     from boom_ray.report.summary import run_samples
@@ -65,10 +71,14 @@ def _mark_sets(task: FinalTask) -> None:
 
 
 class FinalHandle:
-    """The final actor, with all cores of a node (and a GPU where there is one) until nobody holds this handle."""
+    """The final actor, with all cores of a node (and a GPU where there is one) until nobody holds this handle.
+
+    One that is lost is started elsewhere and does its work again: it goes on with the merge, and commits once.
+    """
 
     def __init__(self, task: FinalTask, gpus: int) -> None:
-        self._actor: Any = ray.remote(Final).options(num_cpus=task.threads, num_gpus=gpus).remote(task)
+        options = {"num_cpus": task.threads, "num_gpus": gpus, "max_restarts": _AGAIN, "max_task_retries": _AGAIN}
+        self._actor: Any = ray.remote(Final).options(**options).remote(task)
 
     def merge(self, name: str, point: Point) -> None:
         get(self._actor.merge.remote(name, point))
