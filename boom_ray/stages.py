@@ -19,7 +19,6 @@ from boom_ray.search.points import Point
 from boom_ray.session import get
 from boom_ray.train.member import MemberTask
 
-
 _AGAIN = 3  # times that work is done once more whose process is lost, or the node with it; mistakes are not repeated
 
 

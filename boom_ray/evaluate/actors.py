@@ -117,7 +117,7 @@ class Actors:
             value = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
-                raise Infrastructure("a node was lost with vectors on it. Run again: what was scored is kept.") from None
+                raise Infrastructure("a node was lost with vectors on it. Run again: scores so far are kept.") from None
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Failed(BoomError(str(cause)) if isinstance(cause, BoomError) else cause)
         except (ActorDiedError, ActorUnavailableError) as error:
