@@ -16,6 +16,7 @@ from boom_ray.config_errors import explain
 from boom_ray.config_ratios import RatioSearch
 from boom_ray.config_search import Search
 from boom_ray.config_update import Update
+from boom_ray.redact import redact, without_secrets
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
@@ -24,7 +25,13 @@ ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential",
 
 
 class BoomError(Exception):
-    """A mistake of the user or of the data: one readable message that says what to do next, never a traceback."""
+    """A mistake of the user or of the data: one readable message that says what to do next, never a traceback.
+
+    Credentials in the message are struck out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redact(str(message)))
 
 
 class BuildBase(Frozen):
@@ -269,8 +276,8 @@ class Recipe(Frozen):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved recipe, every default written out; addresses without credentials."""
+        return yaml.safe_dump(without_secrets(self.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:

@@ -17,11 +17,13 @@ import boom_ray
 ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
+    ("redact",),
     ("config_corpus", "config_errors"),
     ("config_search", "config_ratios", "config_update"),
     ("config",),
-    ("exit_codes",),
+    ("exit_codes", "paths"),
     ("interrupts", "catalogue", "model_files"),
+    ("head",),
     ("recipe", "ledger", "resources", "encoder", "session", "storage"),
     ("slots",),
     ("lease", "placement", "failures"),

@@ -50,7 +50,7 @@ def theirs(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", trust_remote_code=False)
     cache = str(root / "cache")
     imported = time.perf_counter() - started
     loaded = {

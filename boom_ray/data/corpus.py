@@ -149,7 +149,7 @@ def _units(corpus: Corpus, work: Path, evaluation: Path) -> tuple[list[Unit], li
 
 def _claim(work: Path, units: Sequence[Unit]) -> None:
     """Make ``work`` the scratch of these units: parts of files that have changed since are deleted."""
-    marker, text = work / "units.txt", "\n".join(f"{unit.file!r} {unit.span!r}" for unit in units)
+    marker, text = work / "units.txt", "\n".join(f"{u.file} {u.file.size} {u.file.digest} {u.span!r}" for u in units)
     if marker.is_file() and marker.read_text("utf-8") == text:
         return
     for part in work.glob("part-*"):

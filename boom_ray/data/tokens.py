@@ -164,7 +164,9 @@ def save_effective_tokenizer(tokenizer_dir: Path, max_tokens: int, file: Path) -
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, use_fast=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_dir, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise BoomError(f"{tokenizer_dir} has no tokenizer that can be loaded: {error}") from None
     if not tokenizer.is_fast:
