@@ -189,6 +189,10 @@ def test_a_plan_for_a_cluster_shows_who_trains_when(call, recipe, tmp_path):
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["ensemble"]["slots"] == 8
     assert written["ensemble"]["lower_bound"] <= written["ensemble"]["makespan"] < 3600
+    assert "give --parameters" in out
+    code, out, err = call("plan", recipe, *wanted, "--parameters", "6e8", "--json", tmp_path / "plan.json")
+    assert "network, on paper: " in out
+    assert json.loads((tmp_path / "plan.json").read_text())["ensemble"]["network"]["written"] == 6 * 4 * 6e8
     assert [step["name"] for step in written["steps"]][-1] == "publish"
     assert not (tmp_path / "run").exists()
     _one_message(call("plan", recipe, "--set", "resources.min_members=3"), "min_members (3)", "2 members")
