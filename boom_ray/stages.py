@@ -15,6 +15,7 @@ from boom_ray.data.schedule import Batch
 from boom_ray.evaluate.queue import anywhere
 from boom_ray.final import Final, FinalTask
 from boom_ray.ledger import Ledger
+from boom_ray.mirrors import fetch, send
 from boom_ray.search.points import Point
 from boom_ray.session import get
 from boom_ray.train.member import MemberTask
@@ -25,6 +26,7 @@ _AGAIN = 3  # times that work is done once more whose process is lost, or the no
 def make_start(base: Base, corpus: Path, seed: int, out: Path) -> None:
     """Write the start of all members: an imported base, or a tokenizer trained on the corpus and random weights."""
     get(_make_start.remote(base, str(corpus), seed, str(out)))
+    fetch(out)
 
 
 @ray.remote(num_cpus=1, max_retries=_AGAIN)
@@ -32,14 +34,16 @@ def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
     from boom_ray.base import build_base, import_base, resolve_base
     from boom_ray.data.tokens import train_tokenizer
 
-    shutil.rmtree(out)  # of a process that was lost something may be left
-    Path(out).mkdir()
+    folder = Path(out)
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was lost something may be left
+    folder.mkdir(parents=True)
     if base.build is None:
         assert base.model is not None  # the recipe was checked: exactly one of model and build
-        import_base(resolve_base(base.model, base.revision), Path(out), base.pooling, base.max_tokens, base.append_eos)
-        return
-    train_tokenizer(Path(corpus), base.build.vocab, base.max_tokens, Path(out))
-    build_base(base.build, Path(out), Path(out), base.pooling or "mean", base.max_tokens, seed)
+        import_base(resolve_base(base.model, base.revision), folder, base.pooling, base.max_tokens, base.append_eos)
+    else:
+        train_tokenizer(fetch(corpus), base.build.vocab, base.max_tokens, folder)
+        build_base(base.build, folder, folder, base.pooling or "mean", base.max_tokens, seed)
+    send(folder)
 
 
 def warm(task: MemberTask, batches: Sequence[Batch]) -> None:
@@ -66,6 +70,9 @@ def _mark_sets(task: FinalTask) -> None:
     from boom_ray.report.summary import run_samples
 
     ledger = Ledger(task.root)
+    for entry in task.sets:
+        if entry.path is not None:
+            fetch(entry.path)
     mark_run(task.recipe, ledger, task.keys, task.sets, run_samples(ledger, task.keys))
 
 

@@ -22,10 +22,14 @@ ORDER = [
     ("config_search", "config_ratios", "config_update"),
     ("config",),
     ("exit_codes", "paths"),
+    ("follow",),
+    ("jobs_api",),
     ("interrupts", "catalogue", "model_files"),
     ("head",),
-    ("recipe", "ledger", "resources", "encoder", "session", "storage"),
-    ("slots",),
+    ("disks", "storage"),
+    ("addresses", "store", "slots"),
+    ("mirrors",),
+    ("recipe", "ledger", "resources", "encoder", "session"),
     ("lease", "placement", "failures"),
     ("records", "chain"),
     ("base",),
@@ -54,7 +58,7 @@ ORDER = [
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
-    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "submit", "pipeline",
+    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "jobs_api", "pipeline",
     "update.stages", "search.ratios", "search.ratio_judge",
 }  # fmt: skip
 ONLY = {

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from boom_ray.config import BoomError
 from boom_ray.data.encoding import Ragged, TextEncoder
+from boom_ray.mirrors import fetch
 
 TOKENS = pa.schema(
     [
@@ -58,7 +59,7 @@ class TokenStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = fetch(directory)
         if not (self.directory / "datasets.json").is_file():
             raise BoomError(f"{directory} holds no token shards. `boom-ray run` makes what is missing.")
         self.datasets: list[dict[str, Any]] = json.loads((self.directory / "datasets.json").read_text(encoding="utf-8"))
@@ -188,6 +189,10 @@ class TokenJob:
     def target(self, rows: Path) -> Path:
         """The token shard of the same number."""
         return self.out / rows.name.replace("rows-", "tokens-")
+
+    def files(self, rows: Path) -> list[Path]:
+        """What :func:`tokenise_shard` writes."""
+        return [self.target(rows), self.target(rows).with_suffix(".json")]
 
     def finished(self, shards: Sequence[Path]) -> dict[Path, dict[str, int]]:
         """What :func:`tokenise_shard` returned, by row shard, for those that are done."""

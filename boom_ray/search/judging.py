@@ -12,6 +12,7 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
+from boom_ray.mirrors import send
 from boom_ray.search.baselines import BASE
 from boom_ray.search.coefficients import MergeSpec
 from boom_ray.search.descent import Descent
@@ -99,6 +100,7 @@ class Judge:
             judged = self._on_half_b(point)
             for name, samples in judged.samples.items():
                 samples.save(self._spec.samples / asked.searcher / f"{name}.npz")
+            send(self._spec.samples / asked.searcher)
             return judged
         if point is None:
             assert asked.searcher == BASE

@@ -30,8 +30,9 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
+from boom_ray import mirrors
 from boom_ray.config import BoomError
-from boom_ray.ledger import checksums, file_sha256, sync_directory, write_durably
+from boom_ray.disks import checksums, file_sha256, sync_directory, write_durably
 from boom_ray.train.gather import rank, world
 from boom_ray.train.state import KINDS, State
 from boom_ray.train.weights import write_weights
@@ -50,7 +51,7 @@ _log = logging.getLogger(__name__)
 def newest(task: MemberTask) -> Checkpoint | None:
     """The newest checkpoint that ``task`` can go on from, every byte of it compared with its checksum; a damaged one is
     passed over with a warning. Reads no tensor into memory."""
-    for path in sorted(task.checkpoint_folder.glob("step-*"), reverse=True):
+    for path in sorted(_all(task), reverse=True):
         if path > _place(task, task.ends):
             continue  # it was stopped later before
         try:
@@ -72,6 +73,7 @@ def at(task: MemberTask) -> Checkpoint:
 def clear(task: MemberTask) -> None:
     """Delete all checkpoints of a member that is committed."""
     shutil.rmtree(task.checkpoint_folder, ignore_errors=True)
+    mirrors.forget(task.checkpoint_folder)
 
 
 def due(done: int, steps: int, every: int, accumulation: int) -> bool:
@@ -197,12 +199,17 @@ class Checkpointer:
         write_weights({name: tuple(tensor.shape) for name, tensor in own.items()}, iter(own.items()), directory / part)
         files = {f"{part}/{name}": entry for name, entry in checksums(directory / part).items()}
         write_durably(directory / f".{part}.json", json.dumps(files))
+        mirrors.upload(directory / part, final / part)
         os.replace(directory / f".{part}.json", directory / f"{part}.json")
+        mirrors.send(directory / f"{part}.json")
         if self._rank == 0 and (parts := self._all_parts(directory)):
             with open(self._task.log_file, "rb") as log:
                 os.fsync(log.fileno())
+            mirrors.send(self._task.log_file)
             meta = {"format": _FORMAT, "identity": self._task.key.identity, "step": done, "counters": counters}
             _seal(directory, {**meta, "width": self._world, "threads": self._task.threads, "files": parts}, final)
+            mirrors.send(final / MARKER)
+            mirrors.forget(directory)
             self._forget_old()
 
     def _all_parts(self, directory: Path) -> dict[str, Any]:
@@ -210,14 +217,16 @@ class Checkpointer:
         files: dict[str, Any] = {}
         for number in range(self._world):
             told = directory / f"part-{number:05d}.json"
-            while not told.is_file():
+            while not mirrors.fetch(told).is_file():
                 if self._ended.wait(_LOOK):
                     return {}
             files |= json.loads(told.read_text())
         return files
 
     def _forget_old(self) -> None:
-        for old in sorted(self._task.checkpoint_folder.glob("step-*"))[: -self._task.checkpoints.keep]:
+        for old in sorted(_all(self._task))[: -self._task.checkpoints.keep]:
+            mirrors.forget(old / MARKER)  # first: without it there is none
+            mirrors.forget(old)
             _remove(old)
 
 
@@ -233,8 +242,17 @@ def _seal(directory: Path, meta: dict[str, Any], final: Path) -> None:
     sync_directory(final.parent)
 
 
+def _all(task: MemberTask) -> set[Path]:
+    """The checkpoints of a member; of a run in a bucket those that are whole there, for any node to go on from."""
+    if mirrors.locate(task.checkpoint_folder) is None:
+        return set(task.checkpoint_folder.glob("step-*"))
+    return {path.parent for path in mirrors.listed(task.checkpoint_folder) if path.name == MARKER}
+
+
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint; one that is half deleted has another name."""
+    if not checkpoint.is_dir():
+        return
     doomed = checkpoint.with_name(f"{_TEMPORARY}{checkpoint.name}-old-{secrets.token_hex(4)}")
     os.rename(checkpoint, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -246,7 +264,7 @@ def _place(task: MemberTask, step: int) -> Path:
 
 def _opened(path: Path, task: MemberTask) -> Checkpoint:
     try:
-        meta = json.loads((path / MARKER).read_text())
+        meta = json.loads((mirrors.complete(path) / MARKER).read_text())
     except (OSError, ValueError):
         raise BoomError(f"{path} has no readable {MARKER}.") from None
     if (meta["format"], meta["identity"]) != (_FORMAT, task.key.identity):
@@ -259,6 +277,7 @@ def _verified(path: Path, task: MemberTask) -> Checkpoint:
     for name, entry in found.meta["files"].items():
         if not (path / name).is_file() or file_sha256(path / name) != entry["sha256"]:
             raise BoomError(f"{path / name} is damaged or missing.")
+    mirrors.refresh(task.log_file)
     logged = len(task.log_file.read_bytes().splitlines()) - 1 if task.log_file.is_file() else 0
     if logged < found.step:
         raise BoomError(f"{path} is of step {found.step}, but {task.log_file} has {logged} steps only.")
