@@ -160,12 +160,13 @@ def _grow(task: GramTask, after: Any) -> None:
 def make_grams(task: GramTask) -> None:
     """Commit the Gram matrices of all members; what smaller sets of them have in the ledger is taken over.
 
-    Tensors are shared among the cluster's CPUs.
+    Tensors are shared among the cluster's CPUs, and so are members while their checksums are compared.
 
     Raises:
         BoomError: members that do not match, damaged files, NaN or infinite weights.
     """
     ledger = Ledger(task.root)
+    get([_verify.remote(task.root, key) for key in (*task.members, task.base) if ledger.has(key)])
     known = known_grams(ledger, task)
     members, base = task.paths()
     sizes = open_members(members, base).floats
@@ -173,6 +174,11 @@ def make_grams(task: GramTask) -> None:
     parts = cut(list(sizes), sizes, slots)
     shared = ray.put(known)
     _commit(ledger, task, get([_gram_there.remote(task, part, shared) for part in parts]))
+
+
+@ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
+def _verify(root: str, key: Key) -> None:
+    Ledger(root).verify(key)
 
 
 @ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")

@@ -35,8 +35,8 @@ def network_lines(traffic: Traffic) -> list[str]:
     """What workers exchange and what storage gives and takes."""
     most = "at most " if traffic.at_most else ""
     return [
-        f"network, on paper: {most}{_bytes(traffic.workers)} between workers, {_bytes(traffic.peak)}/s to each worker of "
-        f"the busiest member; weights: {_bytes(traffic.read)} read from storage, {_bytes(traffic.written)} written"
+        f"network, on paper: {most}{_bytes(traffic.workers)} between workers, {_bytes(traffic.peak)}/s to each worker "
+        f"of the busiest member; weights: {_bytes(traffic.read)} read from storage, {_bytes(traffic.written)} written"
     ]
 
 
