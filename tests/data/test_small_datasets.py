@@ -1,4 +1,4 @@
-"""Datasets at the edge: one row, fewer rows than a batch, all rows alike, no negatives. A defined result, and no hang."""
+"""Datasets at the edge: one row, fewer rows than a batch, no rows, no negatives. A defined result, and no hang."""
 
 from __future__ import annotations
 
