@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from boom_ray.config import BoomError, Pooling
+from boom_ray.mirrors import fetch
 from boom_ray.model_files import check_weights, first_line, load_tokenizer, read_json, read_modules, write_modules
 
 Tokens = list[np.ndarray]
@@ -111,7 +112,7 @@ class Encoder:
             BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support; more
                 tokens than embeddings.
         """
-        directory = Path(directory)
+        directory = fetch(directory)
         pooling, max_tokens = read_modules(directory)
         tokenizer = load_tokenizer(directory)
         backbone = _load_backbone(directory)
