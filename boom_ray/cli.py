@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan, cli_search, cli_update
+from boom_ray import (
+    cli_bench,
+    cli_corpus,
+    cli_drift,
+    cli_evaluate,
+    cli_plan,
+    cli_push,
+    cli_search,
+    cli_submit,
+    cli_update,
+    disks,
+    interrupts,
+)
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
+from boom_ray.exit_codes import INFRASTRUCTURE, INTERRUPTED, Stopped, code_of
+from boom_ray.redact import redact
 
 app = typer.Typer(
     name="boom-ray",
@@ -25,7 +40,7 @@ app = typer.Typer(
     """,
 )
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
+_AGAIN = "Run the same command again to go on from here."
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_corpus.app, name="corpus")
 app.add_typer(cli_search.app, name="search")
@@ -37,6 +52,8 @@ app.command()(cli_drift.drift)
 app.command()(cli_drift.contamination)
 app.command()(cli_update.update)
 app.command()(cli_update.history)
+app.command()(cli_submit.submit)
+app.command()(cli_push.push)
 
 
 @app.command()
@@ -168,13 +185,37 @@ def _echo(line: str) -> None:
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends in one readable message and exit code 2, never a traceback."""
-    try:
-        app()
-    except BoomError as error:
-        print(f"boom-ray: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            print("boom-ray: interrupted. Run the same command again to go on from here.", file=sys.stderr)
-        raise
+    """Run the command. A user's mistake ends in one readable message, never a traceback; boom_ray.exit_codes has the
+    codes."""
+    with interrupts.handled() as stop:
+        try:
+            app()
+        except Stopped as stopped:
+            _say(str(stopped), code_of(stopped) if stop.code is None else stop.code)
+        except BoomError as error:
+            _end(stop, str(error), code_of(error))
+        except SystemExit as ended:
+            if ended.code == INTERRUPTED or stop.code is not None:
+                _end(stop, "interrupted", INTERRUPTED)
+            raise
+        except Exception as error:
+            if stop.code is None and disks.is_full(error):
+                _end(stop, disks.full_text(Path(), error), INFRASTRUCTURE)
+            if stop.code is None and code_of(error) != INFRASTRUCTURE:
+                raise
+            reason = (str(error).strip().splitlines() or [""])[-1]
+            _end(stop, f"the cluster has lost what the run needs ({reason}). {_AGAIN}", INFRASTRUCTURE)
+
+
+def _end(stop: interrupts.Stop, text: str, code: int) -> NoReturn:
+    """One line, and the code. Whatever else went wrong after a signal came of the signal."""
+    if stop.reason is not None:
+        text = str(stop.reason)
+    elif stop.signal is not None:
+        text = f"stopped by {signal.Signals(stop.signal).name}. {_AGAIN}"
+    _say(text, code if stop.code is None else stop.code)
+
+
+def _say(text: str, code: int) -> NoReturn:
+    print(f"boom-ray: {redact(text)}", file=sys.stderr)
+    sys.exit(code)

@@ -38,12 +38,25 @@ class Held(BoomError):
     """Another driver holds the run directory, or has taken it over."""
 
 
+class Stopped(BoomError):
+    """By the user; the text says what goes on and what to do."""
+
+
+_CODES = (
+    (Held, HELD),
+    (Infrastructure, INFRASTRUCTURE),
+    (Failed, FAILED),
+    (Stopped, INTERRUPTED),
+    (BoomError, MISTAKE),
+)
+
+
 def code_of(error: BaseException) -> int:
     """The exit code of a command that ended with ``error``.
 
     Of Ray's own errors those that tell of a lost process, node or head are the infrastructure's; ray is not imported.
     """
-    for kind, code in ((Held, HELD), (Infrastructure, INFRASTRUCTURE), (Failed, FAILED), (BoomError, MISTAKE)):
+    for kind, code in _CODES:
         if isinstance(error, kind):
             return code
     names = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("ray.")}

@@ -24,7 +24,7 @@ from boom_ray import interrupts
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Held
 from boom_ray.ledger import Ledger
-from boom_ray.slots import FileSlot, Slot
+from boom_ray.slots import Slot
 
 LEASE = "lease.json"
 TERM = 60.0  # seconds that a lease lasts
@@ -123,6 +123,8 @@ class Lease:
             if alive is False or (holder and holder.expires <= now) or (text == seen and now >= until):
                 if self._slot.take(text):
                     echo(f"taking over {self._where} from {holder or 'a driver without a name'}, which is gone")
+                else:
+                    self._clock.sleep(_LOOK)  # somebody else is about to
                 continue
             if alive or (seen is not None and text != seen):
                 raise self._held(holder)
@@ -220,7 +222,7 @@ def held(ledger: Ledger, echo: Echo) -> Iterator[None]:
     Raises:
         Held: another driver holds it, or has taken it over meanwhile.
     """
-    lease = Lease(FileSlot(ledger.root / LEASE), f"run directory {ledger.root}")
+    lease = Lease(ledger.slot(LEASE), f"run directory {ledger}")
     lease.acquire(echo)
     before, ledger.guard = ledger.guard, lease.check
     try:

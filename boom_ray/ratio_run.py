@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed
+from boom_ray.lease import held
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.plan import Keys, derive_keys
 from boom_ray.preparation import Echo, Run, prepare
@@ -61,8 +62,8 @@ def search_ratios(
     if not ledger.has(key):
         from boom_ray.session import ray_session
 
-        ledger.sweep()
-        with ray_session():
+        with held(ledger, echo), ray_session():
+            ledger.sweep()
             prepare(run)
             if not _carry_out(run, key, space, plan_only):
                 return None

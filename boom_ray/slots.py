@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from boom_ray.ledger import write_durably
+from boom_ray.disks import write_durably
 
+_ABANDONED = 60.0  # seconds after which a claim was left by a process that was killed
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
 
@@ -31,7 +34,7 @@ class Slot(Protocol):
 
 
 class FileSlot:
-    """A file on a POSIX filesystem, NFS among them: made by a hard link, taken by a rename."""
+    """A file on a POSIX filesystem, NFS among them: made by a hard link, taken by who claims what it holds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,14 +50,14 @@ class FileSlot:
         write_durably(mine, text)
         try:
             os.link(mine, self._path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # or a sweep took it for a leftover: the caller looks again
             return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             return self._create_open(text)
         finally:
-            mine.unlink()
+            mine.unlink(missing_ok=True)
         return True
 
     def _create_open(self, text: str) -> bool:
@@ -70,20 +73,27 @@ class FileSlot:
     def replace(self, text: str) -> None:
         mine = self._sibling()
         write_durably(mine, text)
-        os.replace(mine, self._path)
+        try:
+            os.replace(mine, self._path)
+        except FileNotFoundError:  # the run's own sweep took it for a leftover
+            self.replace(text)
 
     def take(self, seen: str) -> bool:
-        taken = self._sibling()
+        claim = self._path.with_name(f".tmp-{self._path.name}-after-{hashlib.sha256(seen.encode()).hexdigest()[:16]}")
         try:
-            os.rename(self._path, taken)
-        except FileNotFoundError:
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if time.time() - claim.stat().st_mtime > _ABANDONED:
+                    claim.unlink()
             return False
-        same = taken.read_text(encoding="utf-8", errors="replace") == seen
-        if not same:  # somebody was faster: it is put back
-            with suppress(OSError):
-                os.link(taken, self._path)
-        taken.unlink()
-        return same
+        try:
+            if self.read() != seen:
+                return False
+            self._path.unlink(missing_ok=True)
+            return True
+        finally:
+            claim.unlink(missing_ok=True)
 
     def _sibling(self) -> Path:
         return self._path.with_name(f".tmp-{self._path.name}-{secrets.token_hex(4)}")

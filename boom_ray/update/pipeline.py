@@ -14,6 +14,7 @@ from boom_ray.chain import check_unchanged
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
+from boom_ray.lease import held
 from boom_ray.pipeline import gram_members, search_members, train_members
 from boom_ray.preparation import due
 from boom_ray.runs import require_data
@@ -90,10 +91,11 @@ def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
     from boom_ray.session import ray_session
 
     require_data(job.recipe)
-    job.echo(text)
-    job.ledger.sweep()
-    with ray_session():
-        work(job)
+    with held(job.ledger, job.echo):
+        job.echo(text)
+        job.ledger.sweep()
+        with ray_session():
+            work(job)
 
 
 def _carry_out(job: Job) -> None:
@@ -179,7 +181,7 @@ def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
     from boom_ray.stages import FinalHandle
 
     task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
-    FinalHandle(task, gpus=min(1, hardware()["gpus"])).merge(name, point)
+    FinalHandle(task).merge(name, point)
 
 
 def new_member(job: Job) -> Trained:
