@@ -26,7 +26,8 @@ RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
-        help="Run directory. Default: $BOOM_RAY_HOME/NAME, else runs/NAME (~/boom_ray/runs/NAME in a Ray job).",
+        help="Run directory, also s3://BUCKET/NAME or gs://... Default: $BOOM_RAY_HOME/NAME, else runs/NAME "
+        "(~/boom_ray/runs/NAME in a Ray job).",
     ),
 ]
 Replan = Annotated[

@@ -73,7 +73,7 @@ def weights(
     if write:
         write_models(search, write, _echo)
         typer.echo(
-            f"on the run's sets, in and out of domain: boom-ray evaluate {write}/* --run-dir {search.run.ledger.root}"
+            f"on the run's sets, in and out of domain: boom-ray evaluate {write}/* --run-dir {search.run.ledger}"
         )
     if json_file:
         json_file.write_text(json.dumps(search.found, indent=1) + "\n")

@@ -256,9 +256,16 @@ def with_found_miners(recipe: Recipe, root: Path) -> Recipe:
     return recipe.model_copy(update={"corpus": corpus})
 
 
+def _is_called(artifact: Path, label: str) -> bool:
+    return artifact.name.rpartition("-")[0] == label
+
+
 def _find_miner(model: str, root: Path) -> str:
     if Path(model).is_dir():
         return model
+    for config in mirrors.listed(root):
+        if config.name == "config.json" and (config.parent == root / model or _is_called(config.parent, model)):
+            mirrors.fetch(config.parent)
     if (root / model).is_dir():
         return str(root / model)
     found = sorted(config.parent for config in root.glob(f"*/{glob.escape(model)}-*/config.json"))

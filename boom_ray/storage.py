@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from boom_ray.config import BoomError
+from boom_ray.disks import DiskFull
 from boom_ray.exit_codes import Infrastructure
 
 ATTEMPTS = 3  # on top of those that the stores' own clients make
@@ -152,12 +153,12 @@ def check_room(what: str, size: int, place: Path) -> None:
     """Ask before fetching.
 
     Raises:
-        BoomError: ``size`` bytes and a reserve do not fit on the disk of ``place``.
+        DiskFull: ``size`` bytes and a reserve do not fit on the disk of ``place``.
     """
     existing = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if size + _RESERVE > free:
-        raise BoomError(
+        raise DiskFull(
             f"{shown(what)} has {size / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free. "
             f"Make room, or set BOOM_RAY_HOME to a larger disk."
         )

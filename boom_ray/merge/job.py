@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from boom_ray.config import BoomError
+from boom_ray.disks import DiskFull
 from boom_ray.ledger import identity
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.files import copy_files
@@ -152,7 +153,7 @@ def check_room(plan: MergePlan) -> None:
     needed = sum(plan.layout.sizes.values()) + (16 << 20)
     free = shutil.disk_usage(plan.directory).free
     if free < needed:
-        raise BoomError(f"{plan.directory}: the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free.")
+        raise DiskFull(f"{plan.directory}: the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free.")
 
 
 def _copy_tensor(plan: MergePlan, name: str) -> None:
