@@ -34,16 +34,17 @@ def gantt_lines(plan: EnsemblePlan, bags: Mapping[str, str], price: float | None
 def network_lines(traffic: Traffic) -> list[str]:
     """What workers exchange and what storage gives and takes."""
     most = "at most " if traffic.at_most else ""
+    workers, each = bytes_text(traffic.workers), bytes_text(traffic.peak)
     return [
-        f"network, on paper: {most}{_bytes(traffic.workers)} between workers, {_bytes(traffic.peak)}/s to each worker "
-        f"of the busiest member; weights: {_bytes(traffic.read)} read from storage, {_bytes(traffic.written)} written"
+        f"network, on paper: {most}{workers} between workers, {each}/s to each worker of the busiest member; weights: "
+        f"{bytes_text(traffic.read)} read from storage, {bytes_text(traffic.written)} written"
     ]
 
 
-def _bytes(count: float) -> str:
+def bytes_text(count: float) -> str:
     """With three digits: ``1.2 GB``."""
-    steps = min(4, int(math.log10(count) // 3)) if count >= 1 else 0
-    return f"{count / 1000**steps:,.3g} {('B', 'kB', 'MB', 'GB', 'TB')[steps]}"
+    steps = min(5, int(math.log10(count) // 3)) if count >= 1 else 0
+    return f"{count / 1000**steps:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[steps]}"
 
 
 def _bar(placement: Placement, makespan: float) -> str:
