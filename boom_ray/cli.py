@@ -25,7 +25,7 @@ from boom_ray import (
 )
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
-from boom_ray.exit_codes import INFRASTRUCTURE, INTERRUPTED, Stopped, code_of
+from boom_ray.exit_codes import INFRASTRUCTURE, TERMINATED, Stopped, code_of
 from boom_ray.redact import redact
 
 app = typer.Typer(
@@ -195,8 +195,10 @@ def main() -> None:
         except BoomError as error:
             _end(stop, str(error), code_of(error))
         except SystemExit as ended:
-            if ended.code == INTERRUPTED or stop.code is not None:
-                _end(stop, "interrupted", INTERRUPTED)
+            if ended.code == signal.SIGTERM:  # it came while Ray was starting, which takes it for itself
+                _end(stop, f"stopped by SIGTERM. {_AGAIN}", TERMINATED)
+            if stop.code is not None:
+                _end(stop, "", stop.code)
             raise
         except Exception as error:
             if stop.code is None and disks.is_full(error):

@@ -17,6 +17,7 @@ from types import FrameType
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import code_of, of_signal
 
+_BOTH = (signal.SIGINT, signal.SIGTERM)
 _SAME = 0.5  # seconds: `timeout` and some supervisors send a signal twice
 _GRACE = 25.0  # seconds that members may take for a checkpoint: Kubernetes kills after 30
 
@@ -31,7 +32,7 @@ class Stop:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, end: Callable[[int], object] = os._exit) -> None:
         self._clock, self._end = clock, end
-        self._first = 0.0
+        self._first: float | None = None
         self.signal: int | None = None
         self.reason: BoomError | None = None
 
@@ -44,10 +45,22 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self._first = number, self._clock()
+            self.signal = number
             raise KeyboardInterrupt
-        if self._clock() - self._first > _SAME:
+
+    def came(self, number: int) -> None:
+        """One of the two signals has come; the second ends the process here and now."""
+        if self._first is None:
+            self._first = self._clock()
+        elif self._clock() - self._first > _SAME:
             self._end(of_signal(number))
+
+    def listen(self, pipe: int) -> None:
+        """Read the numbers of signals as they come, in a thread: the main one may be inside a library for long."""
+        while number := os.read(pipe, 1):
+            if number[0] in _BOTH:
+                self.came(number[0])
+        os.close(pipe)
 
     def because(self, reason: BoomError, within: float | None = None) -> None:
         """Stop the main thread from another one; at once and hard if it has not ended ``within`` seconds."""
@@ -72,10 +85,17 @@ def handled() -> Iterator[Stop]:
     if threading.get_ident() != _main():
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _BOTH}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BOTH)  # Ray blocks SIGINT for the commands of its jobs
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    threading.Thread(target=stop.listen, args=[out], name="signals", daemon=True).start()
+    woken = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
     try:
         yield stop
     finally:
+        signal.set_wakeup_fd(woken)
+        os.close(into)
         for number, handler in before.items():
             signal.signal(number, handler)
 
