@@ -15,6 +15,7 @@ from typing import Protocol
 
 from boom_ray.exit_codes import DONE, INFRASTRUCTURE, TERMINATED, Infrastructure, of_signal
 
+_MOST_IDLE = 4  # doublings
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -59,7 +60,7 @@ class Jobs(Protocol):
 @dataclass(frozen=True)
 class Pace:
     """Seconds: until a cluster that does not answer is given up, between two looks at a job, until a stream that is
-    silent is opened anew (twice as long each time), and before the next stream."""
+    silent is opened anew, and before the next stream; the last two double while nothing new comes."""
 
     patience: float = 300.0
     look: float = 10.0
@@ -98,12 +99,12 @@ async def follow(jobs: Jobs, job: str, show: Callable[[str], None], say: Callabl
     Raises:
         Infrastructure: the cluster has not answered for ``pace.patience`` seconds.
     """
-    shown, silence, away = Shown(show), pace.silence, 0.0
+    shown, idle, away = Shown(show), 0, 0.0
     while True:
         before = shown.characters
         try:
             with suppress(Away):  # the state tells whether it is the stream alone
-                await _one_stream(jobs, job, shown.stream(), pace, silence)
+                await _one_stream(jobs, job, shown.stream(), pace, pace.silence * 2**idle)
             state = await asyncio.to_thread(jobs.state, job)
             if state.ended:
                 await _rest(jobs, job, shown, say)
@@ -117,8 +118,8 @@ async def follow(jobs: Jobs, job: str, show: Callable[[str], None], say: Callabl
                 say(f"the cluster does not answer ({error}); trying for {pace.patience:.0f} seconds")
             elif time.monotonic() - away > pace.patience:
                 raise _given_up(job, pace.patience) from None
-        silence = pace.silence if shown.characters > before else 2 * silence
-        await asyncio.sleep(pace.pause)
+        idle = 0 if shown.characters > before else min(idle + 1, _MOST_IDLE)
+        await asyncio.sleep(pace.pause * 2**idle)
 
 
 async def _one_stream(jobs: Jobs, job: str, take: Callable[[str], None], pace: Pace, silence: float) -> None:

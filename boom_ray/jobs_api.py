@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,9 @@ class ClusterJobs:
 
     async def tail(self, job: str) -> AsyncIterator[str]:
         try:
-            async for piece in self._client.tail_job_logs(job):
-                yield piece
+            async with aclosing(self._client.tail_job_logs(job)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             raise Away(_line(error)) from None
 

@@ -24,6 +24,7 @@ from boom_ray.exit_codes import Infrastructure
 from boom_ray.follow import Away, Pace, Shown, State, follow
 from boom_ray.submit import Client, Order, staged, submit
 
+PROJECT = Path(__file__).parent.parent
 TOKEN = "right-token-0123456789"
 LOG = [f"line {i}: ø {'x' * (i % 7)}\n" for i in range(40)]
 
@@ -62,6 +63,26 @@ def test_package_and_recipe_are_all_that_is_uploaded(recipe):
     assert {name.partition("/")[0] for name in files} == {"boom_ray", "mine.yaml"}
     assert {Path(name).suffix for name in files} <= {".py", ".yaml", ".typed"}
     assert sum(files.values()) < 3e6
+
+
+def test_shipped_recipes_can_be_submitted(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    for file in sorted(PROJECT.glob("jobs/recipes/*.yaml")):
+        Order(file).check()
+
+
+def test_every_job_is_a_command_with_help():
+    jobs = {file.stem: [sys.executable, str(file), "--help"] for file in sorted(PROJECT.glob("jobs/*.py"))}
+    assert set(jobs) == {"analyze", "evaluate", "merge", "run", "search_ratios", "search_weights", "update"}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    started = {
+        name: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for name, command in jobs.items()
+    }
+    for name, process in started.items():
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert name.replace("_", " ") in out
 
 
 @pytest.mark.parametrize(
