@@ -5,18 +5,24 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import psutil
 
 
-def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: float, pause: float = 0.0) -> None:
+def kill_when(
+    ready: Callable[[], object],
+    command: Sequence[str],
+    seconds: float,
+    pause: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Start a command and kill it ``pause`` seconds after ``ready`` is true, which has to be within ``seconds``.
 
     Ray's own agents would take a minute or two to notice, so they are killed, too.
     """
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + seconds
     while not ready():
         assert driver.poll() is None, "the command ended before it could be killed"

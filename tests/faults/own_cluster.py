@@ -58,6 +58,7 @@ class OwnCluster:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server binds to 127.0.0.1
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+        self.before: list[str] = []  # a command that starts the next node's, such as unshare
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.ever: list[int] = []  # sessions of all nodes that there have been
         head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._folder}"]
@@ -68,7 +69,7 @@ class OwnCluster:
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
+        command = [*self.before, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
         command += ["--num-gpus=0", f"--object-store-memory={STORE}", "--dashboard-agent-listen-port=0", *arguments]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)

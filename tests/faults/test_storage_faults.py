@@ -1,0 +1,161 @@
+"""Storage that fails under a whole run: a bucket behind a bad network, nodes without a shared disk, a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driver_kills import kill_when
+from finished_runs import TIMED, published
+from flaky_store import Flaky, flaky_proxy
+from own_cluster import OwnCluster
+from remote_servers import Bucket
+
+from boom_ray.exit_codes import DONE, INFRASTRUCTURE, MISTAKE
+from boom_ray.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+_MODEL = "model.safetensors"
+
+
+def _bad_network(number: int, method: str, name: str) -> int | float | str | None:
+    """Busy now and then, slow or silent at other times; a member's weights take a while, so that they can be met."""
+    if method == "PUT" and "/members/" in name and name.endswith(_MODEL):
+        return 1.5
+    return {3: 503, 11: 0.3, 17: "lost", 23: "cut"}.get(number % 29)
+
+
+@pytest.fixture
+def flaky(bucket: Bucket) -> Iterator[Flaky]:
+    with flaky_proxy(bucket) as proxy:
+        yield proxy
+
+
+def _objects(bucket: Bucket, folder: str) -> dict[str, bytes]:
+    pages = bucket.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=folder)
+    names = [entry["Key"] for page in pages for entry in page.get("Contents", ()) if not entry["Key"].endswith("/")]
+    return {n.removeprefix(folder): bucket.client.get_object(Bucket="bucket", Key=n)["Body"].read() for n in names}
+
+
+def _boom(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "boom_ray", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment or dict(os.environ))
+
+
+class _Apart(OwnCluster):
+    """A cluster whose nodes do not see one another's mirrors: each has a disk of its own in that place."""
+
+    def __init__(self, nodes: int, mirrors: Path) -> None:
+        self._mirrors = mirrors
+        super().__init__(nodes)
+
+    def add_node(self) -> None:
+        mount = f'mount -t tmpfs -o size=200m tmpfs {self._mirrors} && exec "$@"'
+        self.before = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+        super().add_node()
+        self.before = []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give each node a disk of its own")
+@pytest.mark.slow
+def test_a_run_in_a_bucket_on_nodes_that_share_no_disk_survives_a_bad_network_and_a_killed_driver(
+    road, bucket, flaky, tmp_path
+):
+    address, mirrors = flaky.uri("run"), tmp_path / "mirrors"
+    mirrors.mkdir()
+    flaky.fault = _bad_network
+    run = ["run", str(road / "recipe.yaml"), "--run-dir", address]
+    with _Apart(2, mirrors) as cluster:
+        environment = {**cluster.environment, "BOOM_RAY_MIRRORS": str(mirrors), "PYTHONPATH": str(ROOT)}
+
+        def in_mid_upload() -> bool:
+            """The second member's weights are on their way."""
+            return sum("/members/" in name and name.endswith(_MODEL) for name in flaky.wrote()) >= 2
+
+        kill_when(in_mid_upload, [sys.executable, "-m", "boom_ray", *run], 240, environment=environment)
+        before = _objects(bucket, "run/")
+        assert not [name for name in before if name.startswith("published/")]
+        done = {n: b for n, b in before.items() if n.endswith("/manifest.json")}
+        assert sum(name.startswith("members/") for name in done) == 1
+        # the next driver finds an empty disk, as on the head of another cluster
+        again = _boom(*run, environment={**environment, "BOOM_RAY_MIRRORS": str(tmp_path / "other")})
+    assert again.returncode == DONE, again.stdout + again.stderr
+    after = _objects(bucket, "run/")
+    assert {name: after[name] for name in done} == done  # nothing that was there is made twice
+    (name,) = {n.split("/")[1] for n in after if n.startswith("published/")}
+    found = {n.removeprefix(f"published/{name}/"): b for n, b in after.items() if n.startswith("published/")}
+    assert {n: b for n, b in found.items() if n not in TIMED} == published(road / "run")
+    assert not [n for n in after if ".tmp-" in n or n.startswith("scratch/members/")]
+    third = _boom(*run, environment={**os.environ, "BOOM_RAY_MIRRORS": str(tmp_path / "third")})
+    assert third.returncode == DONE
+    assert "nothing planned" in third.stdout
+
+
+def test_a_bucket_that_is_not_there_or_refuses_is_a_mistake_and_one_that_stays_away_is_not(
+    road, bucket, flaky, tmp_path
+):
+    def ended(uri: str, fault: Any) -> tuple[int, str]:
+        flaky.fault = lambda number, method, name: fault
+        environment = {**os.environ, "BOOM_RAY_MIRRORS": str(tmp_path)}
+        done = _boom("plan", str(road / "recipe.yaml"), "--run-dir", uri, environment=environment)
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        return done.returncode, done.stderr
+
+    code, told = ended(flaky.uri("run", "nowhere"), None)
+    assert (code, "Check the name" in told) == (MISTAKE, True)
+    flaky.asked.clear()
+    code, told = ended(flaky.uri("run"), 403)
+    assert (code, "credentials" in told, len(flaky.asked)) == (MISTAKE, True, 1)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own; the test says how large."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("only root may make a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["tokens", "member"])
+def test_a_disk_that_is_full_ends_the_run_with_path_and_bytes_and_the_next_one_goes_on(road, small_disk, stage):
+    """The run stands on a disk that has a little room left: for part of what the stage writes."""
+    run = small_disk / "run"
+    kinds = ("corpus", "start") if stage == "tokens" else ("corpus", "start", "tokens", "bags", "base")
+    for kind in kinds:
+        shutil.copytree(road / "run" / kind, run / kind)
+    shutil.copy2(road / "run" / "run.json", run)
+    room = _bytes(road / "run" / "tokens") // 2 if stage == "tokens" else 48 << 10
+    used = sum(-(-f.stat().st_blocks * 512 // 4096) * 4096 for f in small_disk.rglob("*"))
+    resize = ["mount", "-o", f"remount,size={used + room + (24 << 10)}", str(small_disk)]
+    subprocess.run(resize, check=True)
+    before = {p: p.read_bytes() for kind in kinds for p in (run / kind).rglob("*") if p.is_file()}
+    full = _boom("run", str(road / "recipe.yaml"), "--run-dir", str(run))
+    assert full.returncode == INFRASTRUCTURE, full.stdout + full.stderr
+    assert str(run) in full.stderr
+    assert "bytes" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert {p: p.read_bytes() for p in before} == before
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    if stage == "member":
+        again = _boom("run", str(road / "recipe.yaml"), "--run-dir", str(run))
+        assert again.returncode == DONE, again.stdout + again.stderr
+        assert published(run) == published(road / "run")
+        assert not [p for p in run.rglob("*") if p.name.startswith(".tmp-")]
+    else:
+        Ledger(run).sweep()
+        assert not [p for p in run.rglob("*") if p.name.startswith(".tmp-")]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
