@@ -220,9 +220,12 @@ class Ledger:
             write_durably(stage.path / key.marker, hashlib.sha256(text.encode()).hexdigest() + "\n")
         self.guard()
         target = self._place(key)
-        if self.store and not self.has(key):
-            self.store.publish(stage.path, f"{key.kind}/{key.name}", key.marker)
+        if self.store:
             mirrors.forget(stage.path)  # what workers on other nodes have sent
+            if self.has(key):
+                shutil.rmtree(stage.path)
+                return
+            self.store.publish(stage.path, f"{key.kind}/{key.name}", key.marker)
             shutil.rmtree(target, ignore_errors=True)  # what was brought of an earlier one
         if target.exists():  # a damaged artifact that somebody deleted in part, or a second writer that was faster
             if self.has(key):
