@@ -227,6 +227,14 @@ class Resources(Frozen):
     min_members: int | None = Field(
         None, ge=1, description="members that must land for the run to go on without the failed ones; default: all"
     )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="training workers that an autoscaling cluster is asked for; default: one for each member",
+    )
+    hang_seconds: float | None = Field(
+        1800.0, gt=0, description="without a step, after which a member's workers are started anew; null: never"
+    )
     price: float | None = Field(None, ge=0, description="of one device-hour, for `boom-ray plan --cluster`")
     staging: str | None = Field(
         None, description="folder on every node's own disk: token shards are copied there once per node"

@@ -89,7 +89,8 @@ def run(
 
 def _in_session(run: Run) -> tuple[Run, int]:
     """Carry out the steps that are missing: the run as it ended, and how many steps these were."""
-    from boom_ray.session import hardware, ray_session
+    from boom_ray.node_counts import counted_nodes
+    from boom_ray.session import ray_session
 
     recipe, ledger = run.recipe, run.ledger
     todo = missing(list_steps(recipe, ledger, run.keys))
@@ -101,8 +102,7 @@ def _in_session(run: Run) -> tuple[Run, int]:
     ledger.write_text("recipe.yaml", recipe.to_yaml())
     ledger.write_text("world.json", json.dumps(dataclasses.asdict(run.world), indent=1) + "\n")
     ledger.sweep()
-    with ray_session():
-        ledger.write_text("hardware.json", json.dumps(hardware()) + "\n")
+    with ray_session(), counted_nodes(ledger):
         run = _carry_out(run)
     ledger.sweep()  # workers that were killed meanwhile have left something half-written
     return run, len(todo)

@@ -108,6 +108,16 @@ def largest_node() -> int:
     return max(int(node.get("CPU", 0)) for node in nodes_with(Bundle(1, 0.0)))
 
 
+def off_the_head() -> dict[str, Any]:
+    """Options of an actor that takes no CPU of Ray's, and must not run on a head that takes no work."""
+    import ray
+
+    for node in ray.nodes():
+        if node["Alive"] and "node:__internal_head__" in node["Resources"] and not node["Resources"].get("CPU"):
+            return {"label_selector": {"ray.io/node-id": f"!{node['NodeID']}"}}
+    return {}
+
+
 def hardware() -> dict[str, Any]:
     """CPUs, GPUs and memory (GiB) of all nodes together, for the report."""
     import ray

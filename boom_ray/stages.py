@@ -77,13 +77,13 @@ def _mark_sets(task: FinalTask) -> None:
 
 
 class FinalHandle:
-    """The final actor, with all cores of a node (and a GPU where there is one) until nobody holds this handle.
+    """The final actor, with all cores of a node, and no GPU, until nobody holds this handle.
 
     One that is lost is started elsewhere and does its work again: it goes on with the merge, and commits once.
     """
 
-    def __init__(self, task: FinalTask, gpus: int) -> None:
-        options = {"num_cpus": task.threads, "num_gpus": gpus, "max_restarts": _AGAIN, "max_task_retries": _AGAIN}
+    def __init__(self, task: FinalTask) -> None:
+        options = {"num_cpus": task.threads, "max_restarts": _AGAIN, "max_task_retries": _AGAIN}
         self._actor: Any = ray.remote(Final).options(**options).remote(task)
 
     def merge(self, name: str, point: Point) -> None:

@@ -30,7 +30,10 @@ ORDER = [
     ("storage",),
     ("addresses", "store", "slots"),
     ("mirrors",),
-    ("recipe", "ledger", "resources", "encoder", "session"),
+    ("recipe", "ledger", "resources", "encoder"),
+    ("autoscale",),
+    ("session",),
+    ("node_counts",),
     ("lease", "placement", "failures"),
     ("records", "chain"),
     ("base",),
@@ -59,8 +62,9 @@ ORDER = [
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
-    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "jobs_api", "pipeline",
-    "update.stages", "search.ratios", "search.ratio_judge",
+    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "jobs_api",
+    "pipeline", "update.stages", "search.ratios", "search.ratio_judge", "autoscale", "train.asked", "train.word",
+    "train.watchdog", "train.causes",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boom_ray.autoscale import grown_nodes
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
 from boom_ray.data.actors import Pool, on_actors
@@ -30,7 +31,6 @@ from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
 from boom_ray.data.workers import Files, on_workers
 from boom_ray.resources import bundle, slots
-from boom_ray.session import hardware, node_resources
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
@@ -64,14 +64,14 @@ class MineTask:
 
 
 def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Path, scratch: Path) -> MineTask:
-    """The task on the cluster as it is: workers like those that train.
+    """The task on the cluster as it is, or grows to: workers like those that train.
 
     Raises:
         BoomError: no node has room for one worker.
     """
-    worker = recipe.resources
-    needed = bundle({"GPU": hardware()["gpus"]}, worker.cpus_per_worker, worker.gpus_per_worker)
-    pool, chunk_tokens = Pool(slots(node_resources(), needed), needed), recipe.evaluate.chunk_tokens
+    worker, nodes = recipe.resources, grown_nodes(recipe.resources, [1])
+    needed = bundle({"GPU": sum(n.get("GPU", 0.0) for n in nodes)}, worker.cpus_per_worker, worker.gpus_per_worker)
+    pool, chunk_tokens = Pool(slots(nodes, needed), needed), recipe.evaluate.chunk_tokens
     return MineTask(corpus.resolve(), scratch.resolve() / _LAYOUT, settings, tuple(digests), chunk_tokens, pool)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boom_ray.autoscale import cpus_ahead
 from boom_ray.config import BoomError
 from boom_ray.disks import write_told
 from boom_ray.exit_codes import Infrastructure
@@ -89,8 +90,8 @@ def on_workers(
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
-        blocks = min(len(items), max(_LEAST_BLOCKS, int(4 * ray.cluster_resources().get("CPU", 1))))
+    with ray.data.DataContext.current(context), cpus_ahead(len(items)) as cpus:
+        blocks = min(len(items), max(_LEAST_BLOCKS, 4 * cpus))
         stream = ray.data.range(len(items), override_num_blocks=blocks).map(_Guarded(work, items, files))
         rows = sorted(stream.iter_rows(), key=lambda row: row["index"])
     for row in rows:

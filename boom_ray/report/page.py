@@ -168,6 +168,7 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
             "Right and up is better; dotted lines pass through the base.",
         ),
         "timeline": ("Timeline", f"At most {at_once} member{'s' * (at_once != 1)} trained at the same moment."),
+        "nodes": ("Nodes", "Worker nodes of the cluster, as the driver counted them."),
         "gains": (
             "Gain over base, set by set",
             f"Right of the line is better than base{split}; the bar is the published model's 95 % interval.",

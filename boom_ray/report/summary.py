@@ -13,6 +13,7 @@ from typing import Any
 from boom_ray.config import Recipe
 from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
+from boom_ray.node_counts import read_counts
 from boom_ray.overlaps import run_marks
 from boom_ray.plan import Keys
 from boom_ray.records import final_failure
@@ -55,6 +56,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "cosine": _cosine(ledger, keys),
         "search": _search(ledger, keys),
         "stages": stages,
+        "nodes": [dataclasses.asdict(sample) for sample in read_counts(ledger)],
         "chosen": f"merge-{recipe.merge.weights}",
         "published": f"published/{keys.published.name}" if ledger.has(keys.published) else None,
         "base_model": recipe.base.model,

@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from boom_ray import mirrors
 from boom_ray.config import BoomError
 from boom_ray.disks import checksums, file_sha256, sync_directory, write_durably
-from boom_ray.train.gather import rank, world
+from boom_ray.train.gather import agreed_number, highest, rank, world
 from boom_ray.train.state import KINDS, State
 from boom_ray.train.weights import write_weights
 
@@ -142,9 +141,10 @@ class Checkpointer:
     def __init__(self, task: MemberTask, state: State, averages: RunningAverages) -> None:
         self._task, self._state, self._averages = task, state, averages
         self._rank, self._world = rank(), world()
-        self._attempt = _agreed_number()
+        self._attempt = agreed_number()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._taken = task.start
         self._ended = threading.Event()
         if self._rank == 0:
             for leftover in task.checkpoint_folder.glob(f"{_TEMPORARY}*"):
@@ -161,10 +161,26 @@ class Checkpointer:
         settings, done = self._task.checkpoints, step + 1
         stops = done == self._task.ends < self._task.steps
         if stops or due(done, self._task.steps, settings.every, self._task.train.accumulation):
-            self.finish()
-            self._writing = self._pool.submit(self._write, done, dict(self._own()), self._state.counters())
+            self._begin(done)
         elif self._writing and self._writing.done():
             self.finish()  # a disk that is full is told of at once
+
+    def now(self, step: int) -> bool:
+        """Take one of this step and wait until it is whole; all ranks together. False: gradients are on their way to an
+        update, so there can be none yet."""
+        done = step + 1
+        if done % self._task.train.accumulation:
+            return False
+        if self._taken != done:
+            self._begin(done)
+        self.finish()
+        highest(0)  # the first rank comes when all parts are there
+        return True
+
+    def _begin(self, done: int) -> None:
+        self.finish()
+        self._writing = self._pool.submit(self._write, done, dict(self._own()), self._state.counters())
+        self._taken = done
 
     def finish(self) -> None:
         """Wait for what is being written.
@@ -282,12 +298,3 @@ def _verified(path: Path, task: MemberTask) -> Checkpoint:
     if logged < found.step:
         raise BoomError(f"{path} is of step {found.step}, but {task.log_file} has {logged} steps only.")
     return found
-
-
-def _agreed_number() -> int:
-    """A number that all ranks of this attempt know, and no other attempt."""
-    number = torch.tensor([secrets.randbits(62)])
-    if world() > 1:
-        number = number.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.broadcast(number, 0)
-    return int(number)

@@ -177,7 +177,7 @@ def merge(job: Job) -> None:
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
     from boom_ray.final import FinalTask
-    from boom_ray.session import hardware, largest_node
+    from boom_ray.session import largest_node
     from boom_ray.stages import FinalHandle
 
     task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
