@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -25,7 +26,7 @@ from boom_ray import (
 )
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
-from boom_ray.exit_codes import INFRASTRUCTURE, TERMINATED, Stopped, code_of
+from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, TERMINATED, Stopped, code_of
 from boom_ray.redact import redact
 
 app = typer.Typer(
@@ -181,7 +182,7 @@ def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _echo(line: str) -> None:
-    print(line, flush=True)
+    print(redact(line), flush=True)
 
 
 def main() -> None:
@@ -204,7 +205,8 @@ def main() -> None:
             if stop.code is None and disks.is_full(error):
                 _end(stop, disks.full_text(Path(), error), INFRASTRUCTURE)
             if stop.code is None and code_of(error) != INFRASTRUCTURE:
-                raise
+                print(redact(traceback.format_exc()), end="", file=sys.stderr)
+                sys.exit(FAILED)
             reason = (str(error).strip().splitlines() or [""])[-1]
             _end(stop, f"the cluster has lost what the run needs ({reason}). {_AGAIN}", INFRASTRUCTURE)
 
