@@ -75,6 +75,8 @@ def split(uri: str) -> tuple[str, str, str, str]:
     match = _PARTS.fullmatch(uri)
     if not match:
         raise BoomError(f"{uri} is no address. Write s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/OWNER/NAME.")
+    if ":" in match["bucket"] and "@" not in match["bucket"]:
+        raise BoomError(f"{uri} is no address: no bucket has a colon, and a slash inside of a secret is written %2F.")
     return match["scheme"], match["bucket"], match["key"], match["query"] or ""
 
 

@@ -133,6 +133,7 @@ def test_the_written_recipe_has_no_credential_and_is_the_same_run(tmp_path: Path
     [
         ("s3://key:c4nary@nowhere.invalid/x.jsonl", ["train.batch_size=none"]),
         ("s3://key:c4nary/x@bucket/x.jsonl", ["trian.epochs=1"]),
+        ("s3://key:c4nary/x@bucket/x.jsonl", []),
         ("x.jsonl", ["corpus.datasets.0.path.more=s3://key:c4nary@b/x"]),
         ("x.jsonl", ["base={model: 'https://key:c4nary@example.org/model'}"]),
         ("x.jsonl", ["corpus.datasets=s3://key:c4nary@b/x"]),
