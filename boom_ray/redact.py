@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 _HIDDEN = "***"
 _USER = re.compile(r"(?<=://)[^\s/@?:\"'<>]*:[^\s@\"'<>]+(?=@)")  # a password may hold a slash that nobody encoded
@@ -28,19 +29,18 @@ _SHORTEST = 8  # characters: a shorter value stands in harmless words, too
 
 def redact(text: str) -> str:
     """Strike out what looks like a credential, for people to read: also the value of ``token=`` and its like."""
-    return _VALUES.sub(rf"\1{_HIDDEN}", redact_known(text))
+    return _likely(text, _environment())
 
 
 def redact_known(text: str) -> str:
     """Strike out what is a credential for sure; a text that programs read back keeps its grammar."""
-    for secret in _environment():
-        text = text.replace(secret, _HIDDEN)
-    return _FORMS.sub(_HIDDEN, _USER.sub(_HIDDEN, text))
+    return _certain(text, _environment())
 
 
 def scrub(value: Any) -> Any:
     """The same mappings, lists and numbers with every text redacted."""
-    return _each(value, redact)
+    secrets = _environment()
+    return _each(value, lambda text: _likely(text, secrets))
 
 
 def without_secrets(value: Any) -> Any:
@@ -48,17 +48,28 @@ def without_secrets(value: Any) -> Any:
 
     An address loses its user and password, so that it is opened with the credentials of the environment.
     """
-    return _each(value, _storable)
+    secrets = _environment()
+    return _each(value, lambda text: _storable(text, secrets))
 
 
-def _storable(text: str) -> str:
+def _likely(text: str, secrets: Sequence[str]) -> str:
+    return _VALUES.sub(rf"\1{_HIDDEN}", _certain(text, secrets))
+
+
+def _certain(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, _HIDDEN)
+    return _FORMS.sub(_HIDDEN, _USER.sub(_HIDDEN, text))
+
+
+def _storable(text: str, secrets: Sequence[str]) -> str:
     if "://" not in text:
-        return redact_known(text)
+        return _certain(text, secrets)
     address, mark, query = _LOGIN.sub("", text).partition("?")
-    return redact_known(address) + mark + redact(query)
+    return _certain(address, secrets) + mark + _likely(query, secrets)
 
 
-def _each(value: Any, change: Any) -> Any:
+def _each(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -73,5 +84,5 @@ def _environment() -> list[str]:
         if len(value) < _SHORTEST or not _TELLING.search(name) or _PLACES.search(name):
             continue
         if not (value.startswith("/") and os.path.exists(value)):
-            found |= {value, quote(value, safe="")}
+            found |= {value, quote(value, safe=""), unquote(value)}
     return sorted(found, key=len, reverse=True)
