@@ -27,6 +27,7 @@ from boom_ray import (
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, TERMINATED, Stopped, code_of
+from boom_ray.mirrors import told
 from boom_ray.redact import redact
 
 app = typer.Typer(
@@ -73,8 +74,8 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
     result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, replan=replan, echo=_echo)
     typer.echo("")
     typer.echo(format_tables(result.summary))
-    typer.echo(f"report: {result.report}")
-    typer.echo(f"published: {result.published}")
+    typer.echo(f"report: {told(result.report)}")
+    typer.echo(f"published: {told(result.published)}")
 
 
 @app.command()
@@ -109,7 +110,7 @@ def mine(
     result = carry_out(recipe, overrides=(*(overrides or ()), *settings), run_dir=run_dir, echo=_echo)
     for line in mined_lines(result.counts):
         typer.echo(line)
-    typer.echo(f"mined: {result.corpus}\nTo train on it, put this into the recipe:")
+    typer.echo(f"mined: {told(result.corpus)}\nTo train on it, put this into the recipe:")
     typer.echo(yaml.safe_dump({"corpus": {"mine": result.settings.model_dump(mode="json")}}, sort_keys=False))
 
 
@@ -171,7 +172,7 @@ def report(
         raise BoomError("which run? Give its directory: boom-ray report runs/NAME.")
     summary, page = write_report(directory, overrides=overrides or ())
     typer.echo(format_tables(summary))
-    typer.echo(f"report: {page}")
+    typer.echo(f"report: {told(page)}")
 
 
 def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -11,6 +11,7 @@ import typer
 from boom_ray import cli_analyze, cli_ratios
 from boom_ray.cli_plan import Overrides, RunDir
 from boom_ray.config import BoomError
+from boom_ray.mirrors import told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,7 +70,7 @@ def weights(
         typer.echo("nothing to do: this search is in the ledger.")
     for line in table_lines(search.found):
         typer.echo(line)
-    typer.echo(f"search: {search.folder}")
+    typer.echo(f"search: {told(search.folder)}")
     if write:
         write_models(search, write, _echo)
         typer.echo(
