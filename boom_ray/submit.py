@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-import boom_ray
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import DONE, MEANING, Infrastructure, Stopped
 from boom_ray.follow import Away, Pace, State, follow
@@ -170,7 +169,7 @@ def staged(order: Order) -> Iterator[Path]:
     """A folder with all that a job is sent: the package and the recipe."""
     with tempfile.TemporaryDirectory(prefix="boom_ray-") as name:
         folder = Path(name)
-        package = Path(boom_ray.__file__).parent
+        package = Path(__file__).parent
         shutil.copytree(package, folder / "boom_ray", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
         (folder / order.recipe.name).write_text(order.text, encoding="utf-8")
         yield folder
