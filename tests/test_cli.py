@@ -112,11 +112,6 @@ def test_mistakes_end_in_one_message(call, recipe, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == before  # and nothing was made
 
 
-def test_a_run_directory_on_an_object_store_is_refused(call, recipe, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    _one_message(call("plan", recipe, "--run-dir", "s3://bucket/run"), "bucket/run", "POSIX")
-
-
 def test_a_base_that_is_not_there_is_refused_by_the_plan(call, recipe):
     _one_message(call("plan", recipe, "--set", "base={model: ./none}"), "./none", "is not a directory")
 

@@ -21,7 +21,7 @@ def cases() -> dict[int, tuple[str, str]]:
 
 
 @cache
-def tests_in(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -38,7 +38,7 @@ def test_every_test_that_is_named_is_there() -> None:
     for number, (how, _) in cases().items():
         for file, name in TEST.findall(how):
             assert (ROOT / file).is_file(), (number, file)
-            assert name in tests_in(file), (number, name)
+            assert name in names_in(file), (number, name)
 
 
 def test_enough_cases_are_provoked() -> None:
