@@ -89,7 +89,7 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_is_the_infrastructure(
     push(inspect(published), Target("me/model"), lambda line: None)
     assert len(push_hub.commits) == 1
     push_hub.failing = 10**6
-    with pytest.raises(Infrastructure, match="me/model"):
+    with pytest.raises(Infrastructure, match="me/other"):
         push(inspect(published), Target("me/other"), lambda line: None)
     assert len(push_hub.commits) == 1
 
