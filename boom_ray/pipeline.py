@@ -274,7 +274,7 @@ def _final(run: Run) -> None:
         mark_sets(task)
     run.echo(f"[{time.strftime('%H:%M:%S')}] final: publishing merge-{recipe.merge.weights}")
     summary, _ = write_summary(run.ledger, keys, recipe)
-    FinalHandle(task).publish(summary)
+    _final_actor(task).publish(summary)
 
 
 def _merge(run: Run, task: FinalTask) -> None:
@@ -283,8 +283,14 @@ def _merge(run: Run, task: FinalTask) -> None:
     for name in MERGES:
         if not due(run, run.keys.merges[name], f"final: merging with {name} weights"):
             continue
-        final = final or FinalHandle(task)
+        final = final or _final_actor(task)
         final.merge(name, merge_point(run.recipe, run.ledger, run.keys, name))
+
+
+def _final_actor(task: FinalTask) -> FinalHandle:
+    from boom_ray.stages import FinalHandle
+
+    return FinalHandle(task)
 
 
 def merge_point(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> Point:
