@@ -376,3 +376,19 @@ def test_a_model_of_the_hub_s_cache_is_read(small_base: Any, tmp_path: Path) -> 
         shutil.move(file, blobs / str(number))
         file.symlink_to(blobs / str(number))
     assert Encoder.load(snapshot, device="cpu").encode(["a text"]).shape == (1, 32)
+
+
+def test_ray_tune_copies_no_credentials_into_what_ray_shows(secrets: dict[str, str]) -> None:
+    from ray.tune.execution import class_cache
+
+    from boom_ray.search.trials import _credentials_kept
+
+    def copied() -> dict[str, str]:
+        actor = class_cache._ActorClassCache().get(type("Nothing", (), {}))
+        found: dict[str, str] = actor._default_options["runtime_env"]["env_vars"]
+        return found
+
+    assert "c4nary" in str(copied()), "what Tune does by itself; once it does not, the guard can go"
+    with _credentials_kept():
+        assert "c4nary" not in str(copied())
+        assert "PL_DISABLE_FORK" in copied()
