@@ -47,7 +47,8 @@ def test_a_run_with_secrets_keeps_them_and_its_doors_shut(
     bucket.put("corpus/bad.jsonl", b'{"query": "no positive", "task_type": "retrieval"}\n')
     address = bucket.uri("corpus/*.jsonl").replace("s3://", f"s3://{CANARY}access:${{STORE_SECRET}}@")
     recipe = recipe_text(Path("CORPUS"), write_sets(tmp_path / "eval")).replace("CORPUS", address)
-    (tmp_path / "recipe.yaml").write_text(recipe.replace("trials: 16", "trials: 4"))
+    recipe = recipe.replace("trials: 16", "trials: 4").replace("evaluate: {", "evaluate: {members: false, cap: 20, ")
+    (tmp_path / "recipe.yaml").write_text(recipe)
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_TMPDIR", str(ray_home))
@@ -117,10 +118,7 @@ def _sockets(process: Path, mark: bytes) -> list[str]:
     return [link[8:-1] for link in links if link.startswith("socket:[")]
 
 
-def _no_canary(*places: Path | str) -> None:
-    for place in places:
-        if isinstance(place, str):
-            assert CANARY not in place
-            continue
-        for file in (f for f in place.rglob("*") if f.is_file() and not f.is_symlink()):
-            assert CANARY.encode() not in file.read_bytes(), file
+def _no_canary(folder: Path, logs: Path, printed: str) -> None:
+    assert CANARY not in printed
+    files = [file for place in (folder, logs) for file in place.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [str(file) for file in files if CANARY.encode() in file.read_bytes()] == []
