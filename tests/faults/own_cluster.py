@@ -19,6 +19,21 @@ from types import TracebackType
 import psutil
 
 STORE = 128 << 20  # bytes of a node's object store
+AGENT = "Agent"  # Ray's own helpers of a node: DashboardAgent, RuntimeEnvAgent
+# What `ray start --address` would do; that refuses a second node where servers are bound to 127.0.0.1.
+NODE = f"""
+import signal, sys
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+place = {{"gcs_address": sys.argv[1], "node_ip_address": "127.0.0.1", "min_worker_port": 0, "max_worker_port": 0}}
+node = Node(
+    RayParams(num_cpus=1, num_gpus=0, object_store_memory={STORE}, dashboard_port=None, **place),
+    head=False, shutdown_at_exit=False, spawn_reaper=False,
+)
+while True:
+    signal.pause()
+"""
 
 
 def session_of(leader: int) -> list[psutil.Process]:
@@ -61,7 +76,9 @@ class OwnCluster:
         self.before: list[str] = []  # a command that starts the next node's, such as unshare
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.ever: list[int] = []  # sessions of all nodes that there have been
-        head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+        head = ["-m", "ray.scripts.scripts", "start", "--block", "--head", f"--port={port}", "--num-cpus=0"]
+        head += ["--node-ip-address=127.0.0.1", "--num-gpus=0", f"--object-store-memory={STORE}"]
+        head += ["--include-dashboard=false", "--dashboard-agent-listen-port=0", f"--temp-dir={self._folder}"]
         self._head = self._start(*head)
         self._wait_for(port)
         for _ in range(nodes):
@@ -69,9 +86,8 @@ class OwnCluster:
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {name: value for name, value in self.environment.items() if name != "RAY_ADDRESS"}
-        command = [*self.before, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--node-ip-address=127.0.0.1"]
-        command += ["--num-gpus=0", f"--object-store-memory={STORE}", "--dashboard-agent-listen-port=0", *arguments]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [*self.before, sys.executable, *arguments]
         started = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
         self.ever.append(started.pid)
         return started
@@ -87,7 +103,7 @@ class OwnCluster:
         raise AssertionError(f"no head after {seconds} s")
 
     def add_node(self) -> None:
-        self.nodes.append(self._start(f"--address={self.environment['RAY_ADDRESS']}", "--num-cpus=1"))
+        self.nodes.append(self._start("-c", NODE, self.environment["RAY_ADDRESS"]))
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         kill_session(node)
@@ -99,7 +115,7 @@ class OwnCluster:
         for leader in (self._head, *self.nodes):
             for process in session_of(leader.pid):
                 with suppress(psutil.Error, IndexError):
-                    if (title := process.cmdline()[0]).startswith("ray::"):
+                    if (title := process.cmdline()[0]).startswith("ray::") and not title.endswith(AGENT):
                         found.append((process, title.removeprefix("ray::")))
         return found
 
