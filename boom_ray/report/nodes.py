@@ -31,8 +31,8 @@ def nodes(summary: Summary) -> Figure | None:
     figure, axes = new_axes(WIDTH, 2.4)
     for kind, found in shown.items():
         label, colour, width = _KINDS[kind]
-        for number, (begin, end, values) in enumerate(_runs(found)):
-            at = [place(moment) / seconds for moment in (*begin, end)]
+        for number, (moments, last, values) in enumerate(_runs(found)):
+            at = [place(moment) / seconds for moment in (*moments, last)]
             axes.step(at, [*values, values[-1]], where="post", color=colour, linewidth=width,
                       label=None if number else label)  # fmt: skip
     for at, idle in cuts:

@@ -8,17 +8,19 @@ the stacks of all are written down, all are ended, and the driver starts the mem
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -164,14 +166,16 @@ def own_stacks() -> str:
 def end_from_outside(pid: int) -> str:
     """The stacks of another process of this node, if that is a worker of Ray; it is killed."""
     try:
-        process = psutil.Process(pid)
-        if not process.name().startswith("ray::") and not any("ray::" in part for part in process.cmdline()):
-            return "no stacks: its process is gone"
-        state, told = process.status(), _spied(pid)
-        process.kill()
-        return f"(it was {state}, and was killed)\n{told}"
-    except psutil.NoSuchProcess:
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = re.search(r"State:\s+(.*)", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        title, state = b"", None
+    if b"ray::" not in title:
         return "no stacks: its process is gone"
+    told = _spied(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return f"(its state was {state[1] if state else 'unknown'}; it was killed)\n{told}"
 
 
 def _spied(pid: int) -> str:
