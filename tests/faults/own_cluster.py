@@ -31,6 +31,7 @@ node = Node(
     RayParams(num_cpus=1, num_gpus=0, object_store_memory={STORE}, dashboard_port=None, **place),
     head=False, shutdown_at_exit=False, spawn_reaper=False,
 )
+open(sys.argv[2], "w").close()
 while True:
     signal.pause()
 """
@@ -103,7 +104,23 @@ class OwnCluster:
         raise AssertionError(f"no head after {seconds} s")
 
     def add_node(self) -> None:
-        self.nodes.append(self._start("-c", NODE, self.environment["RAY_ADDRESS"]))
+        self.nodes.append(
+            self._start("-c", NODE, self.environment["RAY_ADDRESS"], f"{self._folder}/up-{len(self.ever)}")
+        )
+
+    def settle(self, seconds: float = 120) -> None:
+        """Wait until all nodes are up."""
+        deadline = time.monotonic() + seconds
+        while len([name for name in os.listdir(self._folder) if name.startswith("up-")]) < len(self.nodes):
+            assert time.monotonic() < deadline, f"the nodes are not up after {seconds} s"
+            time.sleep(0.2)
+            self.keep_up()
+
+    def keep_up(self) -> None:
+        """Replace nodes that did not come up, as a machine that is too busy leaves them."""
+        for node in [node for node in self.nodes if node.poll() is not None]:
+            self.kill_node(node)
+            self.add_node()
 
     def kill_node(self, node: subprocess.Popen[bytes]) -> None:
         kill_session(node)

@@ -82,10 +82,13 @@ class Driver:
                 assert code == INFRASTRUCTURE, f"the driver ended with {code}:\n{tail}"
                 assert len(self.codes) < STARTS, f"the driver gave up {STARTS} times:\n{tail}"
 
-    def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.kills += 1
-            self.process.kill()
+    def kill(self) -> bool:
+        """Whether there was one to kill."""
+        if self.process is None or self.process.poll() is not None:
+            return False
+        self.kills += 1
+        self.process.kill()
+        return True
 
 
 class Killer(threading.Thread):
@@ -102,12 +105,17 @@ class Killer(threading.Thread):
         self.kills: list[str] = []
 
     def run(self) -> None:
-        begun = time.monotonic()
-        while not self._over.wait(self._chance.uniform(*self._plan.gaps)):
+        begun = due = time.monotonic()
+        due += self._chance.uniform(*self._plan.gaps)
+        while not self._over.wait(1.0):
+            self._cluster.keep_up()
+            if time.monotonic() < due:
+                continue
+            due = time.monotonic() + self._chance.uniform(*self._plan.gaps)
             if self._driver_at and time.monotonic() - begun >= self._driver_at[0]:
-                del self._driver_at[0]
-                self._driver.kill()
-                self._say("driver")
+                if self._driver.kill():
+                    del self._driver_at[0]
+                    self._say("driver")
             elif time.monotonic() < self._until:
                 self._say(self._kill_one(self._chance.choice(("worker", "actor", "node"))))
 
@@ -169,6 +177,7 @@ def soak(folder: Path, plan: Plan) -> Outcome:
     kills, left, orphans = list[str](), list[str](), list[str]()
     runs, restarts, equal = 0, 0, True
     with OwnCluster(NODES) as cluster:
+        cluster.settle()
         alone = _driver(folder, "alone", cluster, plan)
         begun = time.monotonic()
         alone.finish()
