@@ -32,8 +32,8 @@ def nodes(summary: Summary) -> Figure | None:
     for kind, found in shown.items():
         label, colour, width = _KINDS[kind]
         for number, (moments, last, values) in enumerate(_runs(found)):
-            at = [place(moment) / seconds for moment in (*moments, last)]
-            axes.step(at, [*values, values[-1]], where="post", color=colour, linewidth=width,
+            places = [place(moment) / seconds for moment in (*moments, last)]
+            axes.step(places, [*values, values[-1]], where="post", color=colour, linewidth=width,
                       label=None if number else label)  # fmt: skip
     for at, idle in cuts:
         axes.axvline(at / seconds, color=MUTED, linewidth=0.9, linestyle=(0, (2, 3)))

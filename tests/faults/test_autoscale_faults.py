@@ -90,6 +90,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     provider = {
         "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": "ray.head.default",
         "RAY_CLOUD_INSTANCE_ID": head_id, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": head_id,
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }  # fmt: skip
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}", "--num-cpus=0",
