@@ -73,6 +73,7 @@ class OwnCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every server binds to 127.0.0.1
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # other work on the machine would starve them
         }
         self.before: list[str] = []  # a command that starts the next node's, such as unshare
         self.nodes: list[subprocess.Popen[bytes]] = []
