@@ -253,7 +253,8 @@ def _filesystem(scheme: str, bucket: str, query: str) -> tuple[Any, str]:
     if scheme == "s3" and options.keys() <= _S3_OPTIONS and "@" not in bucket:
         if not options.keys() & {"endpoint_override", "region"} and not os.environ.get("AWS_ENDPOINT_URL"):
             options["region"] = filesystems.resolve_s3_region(bucket)
-        return filesystems.S3FileSystem(**options, request_timeout=_ANSWER, connect_timeout=_ANSWER / 3), bucket
+        patience = {"request_timeout": _ANSWER, "connect_timeout": _ANSWER / 3}
+        return filesystems.S3FileSystem(**options, **patience, allow_delayed_open=True), bucket  # one request, if small
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
         query += f"{'&' if query else '?'}retry_limit_seconds={_ANSWER:.0f}"  # its client's own are 15 minutes
     return filesystems.FileSystem.from_uri(f"{scheme}://{bucket}{'' if bucket else '/'}{query}")

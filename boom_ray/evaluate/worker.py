@@ -156,8 +156,8 @@ class Worker:
         from boom_ray.evaluate.score import run_set
 
         self._use_threads()
-        if self._work.sets[job.entry].path is not None:
-            fetch(self._work.sets[job.entry].path)
+        if (folder := self._work.sets[job.entry].path) is not None:
+            fetch(folder)
 
         def vectors(texts: Sequence[str], prompt: str) -> np.ndarray:
             read = [prompt + text for text in texts]

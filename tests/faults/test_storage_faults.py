@@ -17,8 +17,9 @@ from flaky_store import Flaky, flaky_proxy
 from own_cluster import OwnCluster
 from remote_servers import Bucket
 
-from boom_ray.exit_codes import DONE, INFRASTRUCTURE, MISTAKE
-from boom_ray.ledger import Ledger
+from boom_ray import storage, store
+from boom_ray.exit_codes import DONE, INFRASTRUCTURE, MISTAKE, Infrastructure
+from boom_ray.ledger import Key, Ledger
 
 ROOT = Path(__file__).parents[2]
 _MODEL = "model.safetensors"
@@ -95,6 +96,39 @@ def test_a_run_in_a_bucket_on_nodes_that_share_no_disk_survives_a_bad_network_an
     third = _boom(*run, environment={**os.environ, "BOOM_RAY_MIRRORS": str(tmp_path / "third")})
     assert third.returncode == DONE
     assert "nothing planned" in third.stdout
+
+
+def test_errors_that_pass_are_tried_again_and_those_that_stay_are_not(flaky, monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "one"))
+    ledger, key = Ledger.open(flaky.uri("run"), "r"), Key("members", "member-0", "0" * 16)
+    flaky.fault = lambda number, method, name: (None, 503, None, "lost", 0.05, "cut")[number % 6]
+    with ledger.stage(key) as stage:
+        for number in range(4):
+            (stage.path / f"{number}.bin").write_bytes(bytes([number]) * 5000)
+    flaky.fault = lambda number, method, name: (503, 0.05, "cut")[number % 3] if number % 4 else None
+    monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "two"))
+    Ledger.open(flaky.uri("run"), "r").verify(key)
+
+    flaky.asked.clear()
+    flaky.fault = lambda number, method, name: 403
+    with pytest.raises(Infrastructure, match=r"s3://bucket/run/report/x.html cannot be written: .*credentials"):
+        ledger.write_text("report/x.html", "x")
+    assert len(flaky.asked) == 1
+
+
+def test_a_store_that_stays_away_is_given_up_after_a_bounded_number_of_attempts(flaky, monkeypatch, tmp_path):
+    monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path))
+    ledger = Ledger.open(flaky.uri("run"), "r")
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    flaky.asked.clear()
+    flaky.fault = lambda number, method, name: 503
+    with pytest.raises(Infrastructure, match=f"{store.ATTEMPTS} attempts failed"):
+        ledger.has(Key("members", "member-0", "0" * 16))
+    assert len(waits) == store.ATTEMPTS - 1
+    assert len(flaky.asked) <= 4 * store.ATTEMPTS  # the client's own attempts
+    assert len({round(wait / 4**n, 6) for n, wait in enumerate(waits[:3])}) == 3  # never in step with one another
 
 
 def test_a_bucket_that_is_not_there_or_refuses_is_a_mistake_and_one_that_stays_away_is_not(
