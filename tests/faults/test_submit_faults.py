@@ -157,7 +157,9 @@ def test_driver_killed_stream_cut_client_detached_head_lost(head: Head, road: Pa
         wait_for(lambda: holder(run) or killed.poll() is not None)
         proxy.cutting(0.7)
         wait_for(lambda: list(run.glob("members/member-*/manifest.json")))
-        os.kill(holder(run) or 0, signal.SIGKILL)
+        dead = holder(run)
+        assert dead is not None
+        os.kill(dead, signal.SIGKILL)
         code, out, err = ended(killed)
     assert code == 137, err
     assert proxy.cuts > 3
@@ -165,7 +167,7 @@ def test_driver_killed_stream_cut_client_detached_head_lost(head: Head, road: Pa
     landed = {p: p.stat().st_mtime_ns for p in run.glob("members/member-*/manifest.json")}
 
     first = head.submit(road / "recipe.yaml", "--run-dir", run)
-    wait_for(lambda: holder(run) and first.poll() is None)
+    wait_for(lambda: holder(run) not in (None, dead) or first.poll() is not None)
     first.send_signal(signal.SIGINT)
     code, out, err = ended(first, 30)
     assert code == 130, err
