@@ -26,7 +26,7 @@ from boom_ray import (
 )
 from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
-from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, TERMINATED, Stopped, code_of
+from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, MISTAKE, TERMINATED, Stopped, code_of
 from boom_ray.mirrors import told
 from boom_ray.redact import redact
 
@@ -205,6 +205,8 @@ def main() -> None:
         except Exception as error:
             if stop.code is None and disks.is_full(error):
                 _end(stop, disks.full_text(Path(), error), INFRASTRUCTURE)
+            if stop.code is None and (refused := disks.refused_text(error)):
+                _end(stop, refused, MISTAKE)
             if stop.code is None and code_of(error) != INFRASTRUCTURE:
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
                 sys.exit(FAILED)

@@ -22,6 +22,16 @@ _WORDS = re.compile(
 )
 
 
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR}
+
+
+def refused_text(error: BaseException) -> str | None:
+    """The message for a person where the system does not let a path be written or read; else None."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSED or not error.filename:
+        return None
+    return f"{error.filename}: {error.strerror}. Mend the rights or the path, or give another --run-dir."
+
+
 class DiskFull(Infrastructure):
     """A write did not fit; what was there before it is as it was."""
 
