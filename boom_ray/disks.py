@@ -51,15 +51,28 @@ def write_told(path: Path) -> Iterator[None]:
 
     Raises:
         DiskFull: a write did not fit; names the path, the bytes that were written and those that are free.
+        BoomError: the place may not be written to.
     """
     try:
         yield
     except BoomError:
         raise
     except Exception as error:
-        if not is_full(error):
-            raise
-        raise DiskFull(full_text(path, error)) from error
+        if is_full(error):
+            raise DiskFull(full_text(path, error)) from error
+        if _is_shut(error, path):
+            raise BoomError(
+                f"{path} cannot be written to: {error}. Give a --run-dir on storage that this user may write to."
+            ) from error
+        raise
+
+
+def _is_shut(error: Exception, path: Path) -> bool:
+    """Whether what failed was writing below ``path``; reading something else may be denied, too."""
+    if not isinstance(error, OSError):
+        return False
+    ours = str(error.filename or "").startswith(str(path.parent))
+    return error.errno == errno.EROFS or (error.errno in (errno.EACCES, errno.EPERM) and ours)
 
 
 def full_text(path: Path, error: BaseException) -> str:

@@ -116,7 +116,8 @@ class Ledger:
         elif ledger.root.exists() and not _is_empty(ledger.root):
             raise BoomError(f"{ledger} exists and is not a run directory of boom_ray. Give another --run-dir.")
         else:
-            ledger.root.mkdir(parents=True, exist_ok=True)
+            with write_told(ledger.root):
+                ledger.root.mkdir(parents=True, exist_ok=True)
             ledger.write_text(RUN, json.dumps({"recipe": name, "created": time.time()}) + "\n")
         return ledger
 

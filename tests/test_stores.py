@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -304,6 +305,40 @@ def test_a_write_that_does_not_fit_is_told_with_path_and_bytes_and_leaves_the_ol
     assert {name: after[name] for name in before} == before
     assert not [name for name in new if ".tmp-" in name or name.startswith("report")]
     assert ledger.has(Key("members", "new", "0" * 16)) == (limit > 4200)
+
+
+@pytest.mark.parametrize("name", ["ein lauf", "ラン", "läufe/ü" + "x" * 200, "a'b\"c;d", "s3%3A"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_run_directory_may_be_called_anything_and_be_a_link(tmp_path, name, linked):
+    place = tmp_path / name
+    if linked:
+        place.mkdir(parents=True)
+        (tmp_path / "link").symlink_to(place)
+    ledger = Ledger.open(tmp_path / "link" if linked else place, "r")
+    for key in (KEY, PUBLISHED):
+        _make(ledger, key)
+        Ledger(place.resolve()).verify(key)
+    assert ledger.store is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a disk that nobody may write to")
+def test_a_disk_that_may_not_be_written_to_is_told_and_can_be_read(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=True)
+    try:
+        ledger = Ledger.open(tmp_path / "run", "r")
+        _make(ledger)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        ledger.verify(KEY)
+        for write in (
+            lambda: _make(ledger, PUBLISHED),
+            lambda: ledger.write_text("report/x.html", "x"),
+            lambda: Ledger.open(tmp_path / "other", "r"),
+        ):
+            with pytest.raises(BoomError, match=f"{tmp_path}.* cannot be written to: .*Read-only") as caught:
+                write()
+            assert not isinstance(caught.value, Infrastructure)
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_full_disk_is_known_in_the_words_of_every_library():
