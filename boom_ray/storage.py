@@ -256,7 +256,7 @@ def _filesystem(scheme: str, bucket: str, query: str) -> tuple[Any, str]:
         patience = {"request_timeout": _ANSWER, "connect_timeout": _ANSWER / 3}
         return filesystems.S3FileSystem(**options, **patience, allow_delayed_open=True), bucket  # one request, if small
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
-        query += f"{'&' if query else '?'}retry_limit_seconds={_ANSWER:.0f}"  # its client's own are 15 minutes
+        query += f"{'&' if query else '?'}retry_limit_seconds={_ANSWER / 3:.0f}"  # its client's own are 15 minutes
     return filesystems.FileSystem.from_uri(f"{scheme}://{bucket}{'' if bucket else '/'}{query}")
 
 

@@ -131,9 +131,7 @@ def test_a_store_that_stays_away_is_given_up_after_a_bounded_number_of_attempts(
     assert len({round(wait / 4**n, 6) for n, wait in enumerate(waits[:3])}) == 3  # never in step with one another
 
 
-def test_a_bucket_that_is_not_there_or_refuses_is_a_mistake_and_one_that_stays_away_is_not(
-    road, bucket, flaky, tmp_path
-):
+def test_a_bucket_that_is_not_there_or_refuses_is_told_at_once(road, bucket, flaky, tmp_path):
     def ended(uri: str, fault: Any) -> tuple[int, str]:
         flaky.fault = lambda number, method, name: fault
         environment = {**os.environ, "BOOM_RAY_MIRRORS": str(tmp_path)}
