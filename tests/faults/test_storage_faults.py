@@ -98,6 +98,33 @@ def test_a_run_in_a_bucket_on_nodes_that_share_no_disk_survives_a_bad_network_an
     assert "nothing planned" in third.stdout
 
 
+_UPLOAD = """
+import sys
+from boom_ray.ledger import Key, Ledger
+with Ledger.open(sys.argv[1], "r").stage(Key("members", "member-0", "0" * 16)) as stage:
+    for number in range(20):
+        (stage.path / f"{number:02d}.bin").write_bytes(bytes([number]) * 50_000)
+"""
+
+
+def test_a_writer_that_is_killed_in_mid_upload_leaves_nothing_that_is_read(bucket, flaky, monkeypatch, tmp_path):
+    key = Key("members", "member-0", "0" * 16)
+    flaky.fault = lambda number, method, name: 0.1 if method == "PUT" else None
+    monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "killed"))
+    command = [sys.executable, "-c", _UPLOAD, flaky.uri("run")]
+    kill_when(lambda: sum(name.endswith(".bin") for name in flaky.wrote()) > 8, command, 60)
+    left = _objects(bucket, f"run/{key.kind}/")
+    assert sum(name.endswith(".bin") for name in left) in range(1, 20)
+    monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "next"))
+    ledger = Ledger.open(flaky.uri("run"), "r")
+    assert not ledger.has(key)
+    assert list(ledger.manifests(key.kind)) == []
+    ledger.sweep()
+    assert _objects(bucket, f"run/{key.kind}/") == {}
+    subprocess.run(command, check=True)
+    ledger.verify(key)
+
+
 def test_errors_that_pass_are_tried_again_and_those_that_stay_are_not(flaky, monkeypatch, tmp_path):
     monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
     monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "one"))
