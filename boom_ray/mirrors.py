@@ -106,16 +106,14 @@ def fetch(path: str | os.PathLike[str]) -> Path:
 
 def complete(path: Path) -> Path:
     """:func:`fetch` of a folder that several nodes have written parts of, and its marker one of them."""
-    found = locate(path)
-    if found is not None:
+    if found := locate(path):
         found[0].bring(found[1])
     return path
 
 
 def refresh(path: Path) -> Path:
     """:func:`fetch`, again where the store has more of a file that grows."""
-    found = locate(path)
-    if found is not None:
+    if found := locate(path):
         found[0].refresh(found[1])
     return path
 

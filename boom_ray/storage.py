@@ -241,20 +241,19 @@ def _open_store(uri: str) -> Any:
 
 def filesystem(uri: str) -> tuple[Any, str]:
     """PyArrow's filesystem and the root of a bucket (or, for ``file://``, the root directory)."""
-    scheme, bucket, _, query = split(uri)
-    return _filesystem(scheme, bucket, query)
+    return _filesystem(*split(uri)[:2], split(uri)[3])
 
 
 @functools.lru_cache(maxsize=32)  # a new one asks for credentials, and Amazon for the bucket's region
 def _filesystem(scheme: str, bucket: str, query: str) -> tuple[Any, str]:
     import pyarrow.fs as filesystems
 
-    options = dict(parse_qsl(query.removeprefix("?")))
+    options: dict[str, Any] = dict(parse_qsl(query.removeprefix("?")))
     if scheme == "s3" and options.keys() <= _S3_OPTIONS and "@" not in bucket:
         if not options.keys() & {"endpoint_override", "region"} and not os.environ.get("AWS_ENDPOINT_URL"):
             options["region"] = filesystems.resolve_s3_region(bucket)
-        patience = {"request_timeout": _ANSWER, "connect_timeout": _ANSWER / 3}
-        return filesystems.S3FileSystem(**options, **patience, allow_delayed_open=True), bucket  # one request, if small
+        options |= {"request_timeout": _ANSWER, "connect_timeout": _ANSWER / 3}
+        return filesystems.S3FileSystem(**options, allow_delayed_open=True), bucket  # one request, if small
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
         query += f"{'&' if query else '?'}retry_limit_seconds={_ANSWER / 3:.0f}"  # its client's own are 15 minutes
     return filesystems.FileSystem.from_uri(f"{scheme}://{bucket}{'' if bucket else '/'}{query}")

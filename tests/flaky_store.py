@@ -16,7 +16,7 @@ from remote_servers import Bucket
 
 _BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date", "expect", "content-length"}  # of one connection only
+_HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date", "expect", "content-length"}
 
 
 @dataclass
