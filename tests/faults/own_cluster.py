@@ -47,11 +47,15 @@ def session_of(leader: int) -> list[psutil.Process]:
     return found
 
 
-def kill_session(leader: subprocess.Popen[bytes]) -> None:
-    """End all of it at once, as a machine that loses its power."""
-    for process in session_of(leader.pid):
-        with suppress(psutil.Error):
-            process.kill()
+def kill_session(leader: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    """End all of it, as a machine that loses its power; what is being started meanwhile, too."""
+    deadline = time.monotonic() + seconds
+    while (left := session_of(leader.pid)) and time.monotonic() < deadline:
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        leader.poll()
+        time.sleep(0.05)
     leader.wait()
 
 
