@@ -6,6 +6,7 @@ cluster. Unknown keys are refused with the nearest valid one. Files are read in 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -16,6 +17,8 @@ from boom_ray.config_errors import explain
 from boom_ray.config_ratios import RatioSearch
 from boom_ray.config_search import Search
 from boom_ray.config_update import Update
+
+_BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
@@ -269,8 +272,11 @@ class Recipe(Frozen):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved recipe, every default written out, in letters as they are where YAML would not break lines."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        if _BREAKS.search(text):
+            text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:
