@@ -29,18 +29,15 @@ def length_chunks(lengths: Sequence[int] | np.ndarray, chunk_tokens: int) -> lis
     """Cut texts, longest first, into chunks whose padded size (count x longest) is at most ``chunk_tokens``.
 
     A chunk also ends where more than a sixteenth of the budget would be padding: a further pass costs less. In batches
-    of 64 rows of 19 datasets, cut at 2,048 tokens, that leaves 11 % padding of 26 %. One that is half full ends before
-    its first padding: without a mask attention is faster, which gains 5 % on texts of real lengths. A text longer than
-    the budget gets a chunk of its own. Ties keep their order, so the cut is deterministic.
+    of 64 rows of 19 datasets, cut at 2,048 tokens, that leaves 11 % padding of 26 %. A text longer than the budget gets
+    a chunk of its own. Ties keep their order, so the cut is deterministic.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     sizes = np.maximum(1, np.asarray(lengths)[order]).tolist()
     chunks, start, padding = [], 0, 0
     for place, size in enumerate(sizes):
         padding += sizes[start] - size
-        filled = (place - start) * sizes[start]
-        unmasked = padding == sizes[start] - size > 0 and 2 * filled >= chunk_tokens
-        if unmasked or padding > chunk_tokens // 16 or (place > start and filled + sizes[start] > chunk_tokens):
+        if padding > chunk_tokens // 16 or (place > start and (place - start + 1) * sizes[start] > chunk_tokens):
             chunks.append(order[start:place])
             start, padding = place, 0
     return [*chunks, order[start:]] if sizes else []
