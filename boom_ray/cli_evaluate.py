@@ -50,7 +50,7 @@ RunOption = Annotated[
     Path | None,
     typer.Option("--run-dir", help="Run whose sets, cap and training datasets are used. Default: the run MODEL is in."),
 ]
-Actors = Annotated[int | None, typer.Option(min=0, help="Ray actors; 0: this process. Default: what is sooner.")]
+Actors = Annotated[int | None, typer.Option(min=0, help="Ray actors; 0: none. Default: none on a machine alone.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Ask no hub for anything; what is missing is named first.")]
 
 

@@ -6,6 +6,7 @@ cluster. Unknown keys are refused with the nearest valid one. Files are read in 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,6 +18,8 @@ from boom_ray.config_ratios import RatioSearch
 from boom_ray.config_search import Search
 from boom_ray.config_update import Update
 from boom_ray.redact import redact, without_secrets
+
+_BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
@@ -284,8 +287,11 @@ class Recipe(Frozen):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default written out; addresses without credentials."""
-        return yaml.safe_dump(without_secrets(self.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+        """The resolved recipe, every default written out; addresses without credentials. Letters stay as they are where
+        YAML would not break lines at them."""
+        told = without_secrets(self.model_dump(mode="json"))
+        text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(told, sort_keys=False) if _BREAKS.search(text) else text
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:

@@ -1,19 +1,17 @@
-"""The board's actions carried out, by whatever crew there is; and the crew that is this process's own threads."""
+"""The board's actions carried out, by whatever crew there is."""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Action, Board, Encode, Job, Need, Resume, Start
-from boom_ray.evaluate.worker import Desk, Done, Work, Worker
+from boom_ray.evaluate.worker import Done, Worker
 
 
 @dataclass(frozen=True)
@@ -127,53 +125,17 @@ class Driver:
         self._told(Told(job, value, error, self._began[job], time.time(), self._seconds[job.model]))
 
 
-class Threads:
-    """Workers that are threads of this process and share its models: there is nothing to start.
-
-    On a CPU each has a core to itself: torch's own threads, which share out every operation, are slower together than
-    one for each worker.
-    """
-
-    def __init__(self, work: Work, count: int) -> None:
-        self.count = count
-        self._desk = Desk(work)
-        self._work = work
-        self._told: SimpleQueue[tuple[int, Action | None, Outcome]] = SimpleQueue()
-        self._given: list[SimpleQueue[Action | None]] = [SimpleQueue() for _ in range(count)]
-        self._threads = [threading.Thread(target=self._run, args=(worker,), daemon=True) for worker in range(count)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, worker: int, action: Action) -> None:
-        self._given[worker].put(action)
-
-    def wait(self) -> Iterator[tuple[int, Action | None, Outcome]]:
-        yield self._told.get()
-
-    def close(self) -> None:
-        """End the threads, each after what it is doing. One that still held a model when the interpreter ends would
-        abort the process."""
-        for given in self._given:
-            given.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, number: int) -> None:
-        worker = Worker(self._work, 1 if self.count > 1 else None, self._desk)
-        self._told.put((number, None, Ready()))
-        while (action := self._given[number].get()) is not None:
-            self._told.put((number, action, self._do(worker, action)))
-
-    def _do(self, worker: Worker, action: Action) -> Outcome:
-        try:
-            if isinstance(action, Start):
-                return worker.start(action.job)
-            if isinstance(action, Resume):
-                return worker.resume(action.job, action.positions, action.rows, *action.places)
-            vectors = worker.encode(action.part.model, *packed(action))
-            return Encoded(vectors, vectors.nbytes)
-        except Exception as error:  # told to whoever waits for the outcome
-            return Failed(error)
+def carry_out(worker: Worker, action: Action) -> Outcome:
+    """One action of a worker in the process where it lives."""
+    try:
+        if isinstance(action, Start):
+            return worker.start(action.job)
+        if isinstance(action, Resume):
+            return worker.resume(action.job, action.positions, action.rows, *action.places)
+        vectors = worker.encode(action.part.model, *packed(action))
+        return Encoded(vectors, vectors.nbytes)
+    except Exception as error:  # told to whoever waits for the outcome
+        return Failed(error)
 
 
 def packed(action: Encode) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Sets x models as a queue: scored by Ray actors on all devices, or by threads of this process where that is sooner.
+"""Sets x models as a queue: scored by Ray actors on all devices of a cluster, or by this machine alone without Ray.
 
 A worker holds one model and takes the next set of it, the longest first; :mod:`boom_ray.evaluate.board` says who does
 what. Results are kept as soon as they are there, so a run that was killed goes on with what is missing.
@@ -11,22 +11,26 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Board, Job
-from boom_ray.evaluate.crew import Crew, Threads, Told, drive
+from boom_ray.evaluate.crew import Crew, Told, drive
 from boom_ray.evaluate.downloads import require_data
 from boom_ray.evaluate.results import cached, defined, model_meta, model_revision, open_cache
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.worker import ModelToScore, Work
 
-_STARTUP = 15.0  # seconds until actors have loaded what they need
+if TYPE_CHECKING:
+    from boom_ray.evaluate.here import Here
+
+_STARTUP = 10.0  # seconds until another process has loaded what it needs
 _HERE = 8  # threads of this process at most: more would wait for the interpreter
 _PER_GPU = 2  # threads: while mteb computes for one, the other encodes
 _CHARACTERS = 1e6  # of text that are worth another actor, when there are fewer jobs than places
-_CPU_TOKENS = 2048  # of one forward pass on a CPU, as boom_ray.encoder has it: slices are made of a few
+_CPU_TOKENS = 1024  # of one forward pass on a CPU: without gradients less fits its caches better than in training
 _TEXT = 500.0  # characters of a text, where only their number is known
-_FLOPS = 120e9  # of one core, as far as choosing between this process and actors goes
+_FLOPS = 120e9  # of one core, as far as choosing between threads and processes goes
 
 
 def evaluate_many(
@@ -43,7 +47,8 @@ def evaluate_many(
         models: directories, and where their results are kept.
         sets: with cap and prompts, from :func:`boom_ray.evaluate.settings.asked`.
         chunk_tokens: padded tokens per forward pass at most.
-        actors: Ray actors; 0: threads of this process; default: what is sooner, on a cluster as many as fit.
+        actors: Ray actors; 0: this machine without Ray; default: as many as fit where a cluster is named or running or
+            this machine has several GPUs, else 0.
         say: receives one line per score.
 
     Returns:
@@ -131,13 +136,12 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     def with_crew(crew: Crew, chunk_tokens: int) -> None:
         drive(Board(costs, crew.count, chunk_tokens, files), crew, told)
 
-    if actors == 0 or (actors is None and _sooner_here(work, costs)):
-        count, on_cpu = _threads()
-        threads = Threads(work, min(count, useful))
+    if actors == 0 or (actors is None and _alone()):
+        crew, on_cpu = _here(work, costs, useful)
         try:
-            with_crew(threads, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
+            with_crew(crew, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
         finally:
-            threads.close()
+            crew.close()
         return
     from boom_ray.autoscale import nodes_with
     from boom_ray.evaluate.actors import Actors, places
@@ -154,28 +158,35 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
             team.close()
 
 
-def _threads() -> tuple[int, bool]:
-    """Workers in this process, and whether they encode on a CPU."""
+def _alone() -> bool:
+    """Whether there is nothing that Ray would have to bring together."""
     import torch
 
-    if torch.cuda.is_available():
-        return _PER_GPU, False
-    return min(len(os.sched_getaffinity(0)), _HERE), True
-
-
-def _sooner_here(work: Work, costs: Mapping[Job, float]) -> bool:
-    """Whether starting Ray would cost more than its actors win; on a cluster they are used in any case.
-
-    Threads of one process wait for one another's memory: on two cores and minutes of work actors took 262 s, start
-    included, and threads 306 s.
-    """
     running = sys.modules.get("ray")
-    if os.environ.get("RAY_ADDRESS") or (running and running.is_initialized()):
-        return False
+    cluster = os.environ.get("RAY_ADDRESS") or (running and running.is_initialized())
+    return not cluster and torch.cuda.device_count() < 2
+
+
+def _here(work: Work, costs: Mapping[Job, float], useful: int) -> tuple[Here, bool]:
+    """A crew of this machine, and whether it encodes on a CPU; processes join where they are worth their start."""
+    import psutil
+    import torch
+
+    from boom_ray.evaluate.here import Here
+
+    if torch.cuda.is_available():
+        return Here(work, min(_PER_GPU, useful)), False
     cores = len(os.sched_getaffinity(0))
     # four characters a token; four bytes a weight, two operations each, and half of a small model are embeddings
     flops = sum(cost / 4 * _weights(work.models[job.model]) / 4 for job, cost in costs.items())
-    return cores < 2 or flops / (_FLOPS * cores) / 3 < _STARTUP  # a third is what actors save
+    if work.extra is not None or flops / (_FLOPS * cores) < 2 * _STARTUP:
+        count = min(cores, _HERE, useful)
+        return Here(work, count, cores=1 if count > 1 else None), True
+    from boom_ray.evaluate.actors import places
+
+    machine = {"CPU": float(cores), "memory": float(psutil.virtual_memory().available)}
+    most, bundle = places([machine], max(_weights(model) for model in work.models))
+    return Here(work, 1, min(most, useful) - 1, bundle.cpus), True
 
 
 def _weights(model: ModelToScore) -> int:

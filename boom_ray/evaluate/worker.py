@@ -95,11 +95,13 @@ class Worker:
         self._use_threads()
 
     def _use_threads(self) -> None:
-        """Torch counts threads for each thread by itself."""
+        """Torch and scikit-learn count threads for each thread by itself."""
         import torch
+        from threadpoolctl import threadpool_limits
 
         if self._threads:
             torch.set_num_threads(self._threads)
+            threadpool_limits(self._threads, user_api="openmp")
 
     def start(self, job: Job) -> Need | Done:
         """Begin a job, up to where it needs vectors.

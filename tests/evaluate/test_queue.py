@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from boom_ray.encoder import Encoder
 from boom_ray.evaluate import board as boards
 from boom_ray.evaluate.actors import places
 from boom_ray.evaluate.board import Board, Encode, Job, Need, Start, TooManyStarts
-from boom_ray.evaluate.crew import Told
+from boom_ray.evaluate.crew import Told, drive
+from boom_ray.evaluate.here import Here
 from boom_ray.evaluate.paused import Ended, Paused
 from boom_ray.evaluate.queue import ModelToScore, evaluate_many, score_jobs
 from boom_ray.evaluate.score import evaluate
@@ -226,6 +228,42 @@ def test_a_broken_set_leaves_the_others_their_scores(sets_root: Path, make_model
     assert {end.job.entry: type(end.error) for end in ended} == {0: type(None), 3: type(None), 5: ZeroDivisionError}
     with pytest.raises(BoomError, match="is not a directory"):
         evaluate_many([ModelToScore("absent", str(tmp_path))], sets)
+
+
+def test_a_process_beside_this_one_gives_the_same_scores_and_is_replaced_when_it_dies(
+    sets_root: Path, make_model: Models, tmp_path: Path
+) -> None:
+    sets = find_sets([sets_root], None)[:3]
+    wanted = evaluate(make_model(0), sets, results=tmp_path / "one")
+    work = Work((ModelToScore(str(make_model(0)), str(tmp_path / "many"), "m", "1"),), tuple(sets), 1024)
+    here = Here(work, threads=0, processes=1, cores=1)
+    ended: dict[str, Any] = {}
+
+    def told(end: Told) -> None:
+        if not ended:
+            here.processes[0].kill()
+        assert end.error is None
+        ended[sets[end.job.entry].name] = end.value
+
+    first = here.processes[0].pid
+    try:
+        drive(Board({Job(0, i): 1.0 for i in range(3)}, here.count, 1024), here, told)
+        second = here.processes[0]
+    finally:
+        here.close()
+    assert ended == pytest.approx(wanted, abs=1e-6)
+    assert second.pid != first
+    assert second.poll() is not None  # none is left
+
+
+def test_a_process_that_dies_again_and_again_is_not_replaced_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    here = Here(Work((), (), 1024), threads=0, processes=1)
+    try:
+        with pytest.raises(BoomError, match="die again and again"):
+            drive(Board({Job(0, 0): 1.0}, here.count, 1024), here, lambda end: None)
+    finally:
+        here.close()
 
 
 def test_actors_fit_their_nodes() -> None:
