@@ -20,7 +20,6 @@ from boom_ray.config_update import Update
 from boom_ray.redact import redact, without_secrets
 
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines
-
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
 Cap = Annotated[int, Field(ge=10)]
@@ -287,8 +286,7 @@ class Recipe(Frozen):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default written out; addresses without credentials. Letters stay as they are where
-        YAML would not break lines at them."""
+        """The resolved recipe, every default written out; addresses without credentials."""
         told = without_secrets(self.model_dump(mode="json"))
         text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
         return yaml.safe_dump(told, sort_keys=False) if _BREAKS.search(text) else text
