@@ -11,11 +11,9 @@ from contextlib import suppress
 import psutil
 
 
-def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: float) -> None:
-    """Start a command and kill it once ``ready`` is true, which has to be within ``seconds``.
-
-    Ray's own agents would take a minute or two to notice, so they are killed, too.
-    """
+def kill_driver_when(ready: Callable[[], object], command: Sequence[str], seconds: float) -> list[psutil.Process]:
+    """Start a command and kill it once ``ready`` is true, which has to be within ``seconds``; returns what it had
+    started, which is left to notice by itself."""
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + seconds
     while not ready():
@@ -25,6 +23,11 @@ def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: floa
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    for process in family:
+    return family
+
+
+def kill_when(ready: Callable[[], object], command: Sequence[str], seconds: float) -> None:
+    """The same, and kill what it had started: Ray's own agents would take a minute or two to notice."""
+    for process in kill_driver_when(ready, command, seconds):
         with suppress(psutil.NoSuchProcess):
             process.kill()

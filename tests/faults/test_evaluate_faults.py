@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from driver_kills import kill_driver_when
 
 pytestmark = pytest.mark.slow
 SETS = 8
@@ -62,15 +62,7 @@ def run(inputs: Path, results: Path, actors: int) -> str:
 @pytest.mark.parametrize("actors", [0, 2])
 def test_killed_in_the_middle_then_the_same_command(inputs: Path, tmp_path: Path, actors: int) -> None:
     results = tmp_path / "results"
-    process = subprocess.Popen(command(inputs, results, actors), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while len(finished(results)) < 2:
-        assert process.poll() is None, "the evaluation ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    family = kill_driver_when(lambda: len(finished(results)) >= 2, command(inputs, results, actors), 200)
     psutil.wait_procs(family, timeout=180)
     kept = finished(results)
     assert 2 <= len(kept) < SETS

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from driver_kills import kill_driver_when
 from road_data import recipe_text, write_corpus, write_sets
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,17 +57,9 @@ def committed_members(run_dir: Path) -> dict[str, int]:
 
 def test_killed_driver_then_the_same_command_publishes_the_same_bytes(inputs: Path) -> None:
     run(inputs, "a")
-    driver = subprocess.Popen(
-        command(inputs / "recipe.yaml", inputs / "b"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    family = kill_driver_when(
+        lambda: committed_members(inputs / "b"), command(inputs / "recipe.yaml", inputs / "b"), 400
     )
-    deadline = time.monotonic() + 400
-    while not committed_members(inputs / "b"):
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
     finished = committed_members(inputs / "b")
     assert len(finished) == 1
 
