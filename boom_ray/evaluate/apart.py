@@ -5,7 +5,6 @@ It ends with the other end of the pipe, also when whoever held that was killed.
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
 from contextlib import suppress
@@ -16,13 +15,8 @@ from boom_ray.evaluate.worker import Worker
 
 
 def serve(pipe: Connection) -> None:
-    """Take what is to be scored, then carry out one action after another."""
-    work, cores, offline = pipe.recv()
-    if offline:  # told to libraries that read it when they are loaded
-        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    from boom_ray.evaluate import score  # noqa: F401  (mteb takes seconds: before anything is asked)
-
-    worker = Worker(work, cores)
+    """Take what is to be scored and with how many cores, then carry out one action after another."""
+    worker = Worker(*pipe.recv())
     pipe.send(Ready())
     while True:
         outcome = carry_out(worker, pipe.recv())

@@ -51,6 +51,9 @@ class Crew(Protocol):
     def wait(self) -> Iterator[tuple[int, Action | None, Outcome]]:
         """What came of what, as soon as there is something."""
 
+    def close(self) -> None:
+        """End the workers."""
+
 
 @dataclass(frozen=True)
 class Told:

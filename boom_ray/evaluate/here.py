@@ -120,17 +120,21 @@ class _Process:
     def __init__(self, work: Work, cores: int | None) -> None:
         self._pipe, theirs = Pipe()
         command = [sys.executable, "-m", "boom_ray.evaluate.apart", str(theirs.fileno())]
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        settings = {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        if cores:
+            settings["OMP_NUM_THREADS"] = str(cores)
+        if offline():  # perhaps said in this process only
+            settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
         with theirs:
             self.running = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, **({"OMP_NUM_THREADS": str(cores)} if cores else {}), "PYTHONPATH": path},
+                env=os.environ | settings,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        self._first: object = (work, cores, offline())
+        self.ask((work, cores))
 
     def ask(self, action: object) -> None:
         """Send an action; of one that has died :meth:`answer` will know."""
@@ -143,9 +147,6 @@ class _Process:
         Raises:
             EOFError, OSError: it has died.
         """
-        if self._first is not None:
-            first, self._first = self._first, None
-            self._pipe.send(first)
         told: Outcome = self._pipe.recv()
         return told
 

@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Board, Job
 from boom_ray.evaluate.crew import Crew, Told, drive
 from boom_ray.evaluate.downloads import require_data
+from boom_ray.evaluate.here import Here
 from boom_ray.evaluate.results import cached, defined, model_meta, model_revision, open_cache
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.worker import ModelToScore, Work
-
-if TYPE_CHECKING:
-    from boom_ray.evaluate.here import Here
 
 _STARTUP = 10.0  # seconds until another process has loaded what it needs
 _HERE = 8  # threads of this process at most: more would wait for the interpreter
@@ -134,14 +132,12 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
     files = {i: name for i, name in enumerate(names) if names.count(name) > 1}
 
     def with_crew(crew: Crew, chunk_tokens: int) -> None:
-        drive(Board(costs, crew.count, chunk_tokens, files), crew, told)
+        with closing(crew):
+            drive(Board(costs, crew.count, chunk_tokens, files), crew, told)
 
     if actors == 0 or (actors is None and _alone()):
         crew, on_cpu = _here(work, costs, useful)
-        try:
-            with_crew(crew, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
-        finally:
-            crew.close()
+        with_crew(crew, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
         return
     from boom_ray.autoscale import nodes_with
     from boom_ray.evaluate.actors import Actors, places
@@ -152,10 +148,7 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
         nodes = nodes_with(Bundle(1, 1.0), Bundle(1, 0.0))
         most, bundle = places(nodes, max(_weights(model) for model in work.models))
         team = Actors(work, min(actors or useful, most), bundle)
-        try:
-            with_crew(team, work.chunk_tokens if bundle.gpus else min(work.chunk_tokens, _CPU_TOKENS))
-        finally:
-            team.close()
+        with_crew(team, work.chunk_tokens if bundle.gpus else min(work.chunk_tokens, _CPU_TOKENS))
 
 
 def _alone() -> bool:
@@ -171,8 +164,6 @@ def _here(work: Work, costs: Mapping[Job, float], useful: int) -> tuple[Here, bo
     """A crew of this machine, and whether it encodes on a CPU; processes join where they are worth their start."""
     import psutil
     import torch
-
-    from boom_ray.evaluate.here import Here
 
     if torch.cuda.is_available():
         return Here(work, min(_PER_GPU, useful)), False

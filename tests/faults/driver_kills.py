@@ -11,17 +11,15 @@ from contextlib import suppress
 import psutil
 
 
-def kill_when(
+def kill_driver_when(
     ready: Callable[[], object],
     command: Sequence[str],
     seconds: float,
     pause: float = 0.0,
     environment: Mapping[str, str] | None = None,
-) -> None:
-    """Start a command and kill it ``pause`` seconds after ``ready`` is true, which has to be within ``seconds``.
-
-    Ray's own agents would take a minute or two to notice, so they are killed, too.
-    """
+) -> list[psutil.Process]:
+    """Start a command and kill it ``pause`` seconds after ``ready`` is true, which has to be within ``seconds``;
+    returns what it had started, which is left to notice by itself."""
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.monotonic() + seconds
     while not ready():
@@ -29,15 +27,20 @@ def kill_when(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(pause)
-    family = kill_driver(driver)
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def kill_driver(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Kill the command alone; what it had started then."""
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     return family
+
+
+def kill_when(
+    ready: Callable[[], object],
+    command: Sequence[str],
+    seconds: float,
+    pause: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """The same, and kill what it had started: Ray's own agents would take a minute or two to notice."""
+    for process in kill_driver_when(ready, command, seconds, pause, environment):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

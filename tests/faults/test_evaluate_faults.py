@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from driver_kills import kill_when
+from driver_kills import kill_driver_when
 
 pytestmark = pytest.mark.slow
 SETS = 8
@@ -62,7 +62,8 @@ def run(inputs: Path, results: Path, actors: int) -> str:
 @pytest.mark.parametrize("actors", [0, 2])
 def test_killed_in_the_middle_then_the_same_command(inputs: Path, tmp_path: Path, actors: int) -> None:
     results = tmp_path / "results"
-    kill_when(lambda: len(finished(results)) >= 2, command(inputs, results, actors), 200)
+    family = kill_driver_when(lambda: len(finished(results)) >= 2, command(inputs, results, actors), 200)
+    psutil.wait_procs(family, timeout=180)
     kept = finished(results)
     assert 2 <= len(kept) < SETS
     damaged = min(kept)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
-from driver_kills import kill_driver
+from driver_kills import kill_driver_when
 from finished_runs import published
 
 
@@ -20,13 +19,7 @@ def committed_members(run_dir: Path) -> dict[str, int]:
 def test_killed_driver_then_the_same_command_publishes_the_same_bytes(road: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = [sys.executable, "-m", "boom_ray", "run", str(road / "recipe.yaml"), "--run-dir", str(run_dir)]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while not committed_members(run_dir):
-        assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = kill_driver(driver)
+    family = kill_driver_when(lambda: committed_members(run_dir), command, 400)
     finished = committed_members(run_dir)
     assert len(finished) == 1
 
