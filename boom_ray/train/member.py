@@ -154,6 +154,7 @@ def run(
             if who and record.step + 1 < task.ends and checkpointer.now(record.step):
                 raise Stopped(ASKED[who])
 
+        beat("loading")
         train(engine, batches, LoopSettings(task.name, task.train, task.steps, task.seed), after_step)
         checkpointer.finish()
     return averages

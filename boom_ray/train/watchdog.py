@@ -37,16 +37,10 @@ _DUMP = 10.0  # seconds that stacks may take
 
 @dataclass
 class Rank:
-    """What is known of one worker: its last pulse, when it last answered, and when it last did something."""
+    """What is known of one worker: when it last answered, and its pulse then."""
 
     answered: float
-    moved: float
     pulse: Pulse = field(default_factory=Pulse)
-
-    def hear(self, pulse: Pulse, now: float) -> None:
-        self.answered = now
-        if pulse != self.pulse:
-            self.pulse, self.moved = pulse, now
 
 
 @dataclass(frozen=True)
@@ -61,14 +55,14 @@ class Found:
 def verdict(ranks: Sequence[Rank], now: float, patience: float) -> Found | None:
     """Who is hung; None while all is well. Pure.
 
-    Those that do not answer; else, when even the last that moved did so too long ago, those that have done least: the
-    others wait for them.
+    Those that do not answer; else, when even the last that did something did it too long before it answered, those that
+    have done least: the others wait for them.
     """
     silence = min(patience, _SILENT)
     silent = [number for number, rank in enumerate(ranks) if now - rank.answered > silence]
     if silent:
         return Found(tuple(silent), max(now - ranks[number].answered for number in silent), "does not answer")
-    still = now - max(rank.moved for rank in ranks)
+    still = min(rank.pulse.still for rank in ranks)
     if still <= patience:
         return None
     least = min(rank.pulse.count for rank in ranks)
@@ -89,7 +83,7 @@ class Watchdog(WorkerGroupCallback):
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         now = time.monotonic()
         self._workers = list(worker_group.get_workers())
-        self._ranks = [Rank(now, now) for _ in self._workers]
+        self._ranks = [Rank(now) for _ in self._workers]
         self._asked, self._last = {}, now
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -105,7 +99,7 @@ class Watchdog(WorkerGroupCallback):
         """Hear who has answered since the last look, and ask these again; who has died is Ray Train's to tell."""
         for number, answer in _answers(self._asked, 0).items():
             del self._asked[number]
-            self._ranks[number].hear(answer if isinstance(answer, Pulse) else self._ranks[number].pulse, now)
+            self._ranks[number] = Rank(now, answer if isinstance(answer, Pulse) else self._ranks[number].pulse)
         for number, worker in enumerate(self._workers):
             if number not in self._asked:
                 self._asked[number] = worker.execute_async(felt)

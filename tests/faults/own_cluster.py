@@ -27,11 +27,13 @@ from ray._private.node import Node
 from ray._private.parameter import RayParams
 
 place = {{"gcs_address": sys.argv[1], "node_ip_address": "127.0.0.1", "min_worker_port": 0, "max_worker_port": 0}}
+# two nodes that start at once would take the same names, and one of them would die of it
+place |= {{"plasma_store_socket_name": sys.argv[2] + ".store", "raylet_socket_name": sys.argv[2] + ".raylet"}}
 node = Node(
     RayParams(num_cpus=1, num_gpus=0, object_store_memory={STORE}, dashboard_port=None, **place),
     head=False, shutdown_at_exit=False, spawn_reaper=False,
 )
-open(sys.argv[2], "w").close()
+open(sys.argv[2] + ".up", "w").close()
 while True:
     signal.pause()
 """
@@ -110,13 +112,13 @@ class OwnCluster:
 
     def add_node(self) -> None:
         self.nodes.append(
-            self._start("-c", NODE, self.environment["RAY_ADDRESS"], f"{self._folder}/up-{len(self.ever)}")
+            self._start("-c", NODE, self.environment["RAY_ADDRESS"], f"{self._folder}/n{len(self.ever)}")
         )
 
     def settle(self, seconds: float = 120) -> None:
         """Wait until all nodes are up."""
         deadline = time.monotonic() + seconds
-        while len([name for name in os.listdir(self._folder) if name.startswith("up-")]) < len(self.nodes):
+        while len([name for name in os.listdir(self._folder) if name.endswith(".up")]) < len(self.nodes):
             assert time.monotonic() < deadline, f"the nodes are not up after {seconds} s"
             time.sleep(0.2)
             self.keep_up()

@@ -73,6 +73,7 @@ class Driver:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnCluster]:
     with OwnCluster(nodes=2) as found:
+        found.settle()
         yield found
 
 

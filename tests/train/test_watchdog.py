@@ -10,23 +10,24 @@ import time
 import psutil
 import pytest
 
-from boom_ray.train.pulse import Pulse
+from boom_ray.train.pulse import Pulse, beat, felt
 from boom_ray.train.watchdog import Found, Rank, end_from_outside, own_stacks, verdict
 
 
-def _rank(answered: float, moved: float, count: int) -> Rank:
-    return Rank(answered, moved, Pulse(count, f"step {count}"))
+def _rank(answered: float, still: float, count: int) -> Rank:
+    return Rank(answered, Pulse(count, f"step {count}", still))
 
 
 @pytest.mark.parametrize(
     ("ranks", "expected"),
     [
-        ([_rank(99, 95, 7), _rank(99, 96, 7)], None),
-        ([_rank(99, 20, 7), _rank(99, 95, 8)], None),  # one is slow, but something moves
-        ([_rank(99, 20, 7), _rank(30, 20, 7)], Found((1,), 70, "does not answer")),  # stopped, whatever the others do
-        ([_rank(99, 40, 8), _rank(99, 39, 7)], Found((1,), 60, "has done nothing")),  # rank 0 waits for rank 1
-        ([_rank(99, 40, 8), _rank(99, 40, 8)], Found((0, 1), 60, "has done nothing")),
-        ([_rank(20, 20, 1)], Found((0,), 80, "does not answer")),
+        ([_rank(99, 4, 7), _rank(99, 3, 7)], None),
+        ([_rank(99, 79, 7), _rank(99, 4, 8)], None),  # one is slow, but something moves
+        ([_rank(99, 79, 7), _rank(30, 10, 7)], Found((1,), 70, "does not answer")),  # stopped, whatever the others do
+        ([_rank(99, 60, 8), _rank(99, 61, 7)], Found((1,), 60, "has done nothing")),  # rank 0 waits for rank 1
+        ([_rank(99, 60, 8), _rank(99, 60, 8)], Found((0, 1), 60, "has done nothing")),
+        ([_rank(60, 45, 8)], None),  # heard late: what it has done since is not known
+        ([_rank(20, 0, 1)], Found((0,), 80, "does not answer")),
     ],
 )
 def test_who_is_hung(ranks, expected):
@@ -35,15 +36,18 @@ def test_who_is_hung(ranks, expected):
 
 def test_an_interpreter_may_be_held_for_five_minutes_and_a_step_may_take_longer():
     assert verdict([_rank(100, 0, 1)], now=200.0, patience=1800.0) is None
-    assert verdict([_rank(1700, 0, 1)], now=1799.0, patience=1800.0) is None
-    assert verdict([_rank(100, 100, 1)], now=401.0, patience=1800.0) == Found((0,), 301, "does not answer")
+    assert verdict([_rank(1700, 1700, 1)], now=1799.0, patience=1800.0) is None
+    assert verdict([_rank(100, 0, 1)], now=401.0, patience=1800.0) == Found((0,), 301, "does not answer")
 
 
-def test_pulses_move_a_rank_and_answers_alone_do_not():
-    rank = Rank(0.0, 0.0)
-    rank.hear(Pulse(1, "step 0"), 5.0)
-    rank.hear(Pulse(1, "step 0"), 9.0)
-    assert (rank.answered, rank.moved, rank.pulse.count) == (9.0, 5.0, 1)
+def test_a_pulse_says_for_how_long_nothing_has_been_done():
+    beat("step 1")
+    time.sleep(0.1)
+    first = felt()
+    assert first.still >= 0.1
+    beat("step 2")
+    assert felt().still < first.still
+    assert (felt().count, felt().what) == (first.count + 1, "step 2")
 
 
 def test_a_stopped_process_tells_its_stack_from_outside_and_is_killed():
