@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["mistake", "preempted", "machine", "fault"]
-# How often in a row a member may fail without having got further than ever before; the last of them is final.
-_STUCK: dict[Kind, int] = {"mistake": 1, "preempted": 20, "machine": 3, "fault": 1}
-
+Kind = Literal["mistake", "storage", "preempted", "machine", "fault"]
+# How often in a row a member may fail without having got further than ever before; the last of them is final. What is
+# not here is final at once, and its reason says all that there is to say.
+_STUCK: dict[Kind, int] = {"preempted": 20, "machine": 3, "fault": 1}
 
 # Who asks members to stop
 NOBODY, DRIVER, NODE = range(3)
@@ -28,8 +28,9 @@ class Hung(Exception):
 class Failure:
     """How a member ended before its time.
 
-    ``kind``: a mistake of recipe or data, which would only repeat; its node taken back (preempted); a worker, its node
-    or its controller that was lost or hung; or another fault of the work. ``step`` is the first that was not done,
+    ``kind``: a mistake of recipe or data, which would only repeat; a disk that is full or a store that has not answered
+    any attempt; its node taken back (preempted); a worker, its node or its controller that was lost or hung; or another
+    fault of the work. ``step`` is the first that was not done,
     ``dataset`` the one that it trains on.
     """
 
@@ -39,8 +40,8 @@ class Failure:
     dataset: str | None = None
 
     def __str__(self) -> str:
-        """Reason, with step and dataset where a mistake has not named them itself."""
-        if self.kind == "mistake":
+        """Reason, with step and dataset where it has not named them itself."""
+        if self.kind not in _STUCK:
             return self.reason
         return f"step {self.step}" + (f", dataset {self.dataset}" if self.dataset else "") + f": {self.reason}"
 
@@ -51,10 +52,10 @@ def again(failures: Sequence[Failure]) -> bool:
     A failure that got further than all before it is worth another start, whatever it was: steps bound the number of
     these. One at the same step again repeats itself and is final; lost machines have a little more patience, because
     several can go in a row. Nodes that are taken back are nobody's failure: they are counted apart, and only end a
-    member that they never let get further. A mistake is final at once.
+    member that they never let get further. A mistake is final at once, and so is storage, which was tried again before.
     """
     last = failures[-1]
-    if last.kind == "mistake":
+    if last.kind not in _STUCK:
         return False
     furthest, stuck = 0, 0
     for failure in failures:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # A run that members have ended: the first of these kinds that one of them has failed with says how.
 _ENDS_AS: dict[Kind, type[BoomError]] = {
     "mistake": BoomError,
+    "storage": Infrastructure,
     "fault": Failed,
     "machine": Infrastructure,
     "preempted": Infrastructure,

@@ -161,8 +161,9 @@ def check_room(what: str, size: int, place: Path) -> None:
     free = shutil.disk_usage(existing).free
     if size + _RESERVE > free:
         raise DiskFull(
-            f"{shown(what)} has {size / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free. "
-            f"Make room, or set BOOM_RAY_HOME to a larger disk."
+            f"{shown(what)} has {size / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free, of which "
+            f"{_RESERVE / 1e9:.2f} GB stay free. Make room there, or set BOOM_RAY_HOME (BOOM_RAY_MIRRORS for a "
+            f"run directory's copies) to a folder on a larger disk."
         )
 
 

@@ -33,7 +33,7 @@ ORDER = [
     ("recipe", "ledger", "resources", "encoder"),
     ("autoscale",),
     ("session",),
-    ("node_counts", "spot_notice"),
+    ("node_counts", "spot_notice", "one_machine"),
     ("lease", "placement", "failures"),
     ("records", "chain"),
     ("base",),
@@ -64,7 +64,7 @@ RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
     "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "session", "stages", "jobs_api",
     "pipeline", "update.stages", "search.ratios", "search.ratio_judge", "autoscale", "train.asked", "train.word",
-    "train.watchdog", "train.causes", "spot_notice",
+    "train.watchdog", "train.causes", "spot_notice", "one_machine",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},

@@ -10,13 +10,14 @@ from ray.train.v2._internal.exceptions import RayTrainError
 
 from boom_ray.config import BoomError
 from boom_ray.data.schedule import Batch
+from boom_ray.exit_codes import Infrastructure
 from boom_ray.failures import ASKED, NODE, Failure, Hung, Kind, Stopped
 from boom_ray.progress import read_state
 from boom_ray.train.member import MemberTask
 
 _REASON = 300  # characters of Ray's words that are kept
 _LOW_MEMORY = "running low on memory"  # Ray's words where its own watch over a node's memory ends a worker
-_ORDER: dict[Kind, int] = {"mistake": 0, "preempted": 1, "machine": 2, "fault": 3}
+_ORDER: dict[Kind, int] = {"mistake": 0, "storage": 1, "preempted": 2, "machine": 3, "fault": 4}
 
 
 def failure_of(error: BaseException, task: MemberTask, batches: Sequence[Batch]) -> Failure:
@@ -47,7 +48,7 @@ def _one_cause(error: BaseException, who: str) -> tuple[Kind, str]:
     if isinstance(error, RayTaskError):
         error = error.cause or error
     if isinstance(error, BoomError):
-        return "mistake", str(error)
+        return "storage" if isinstance(error, Infrastructure) else "mistake", str(error)
     if isinstance(error, Stopped):
         return "preempted", str(error)
     if isinstance(error, Hung):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,12 +21,15 @@ def kill_driver_when(
 ) -> list[psutil.Process]:
     """Start a command and kill it ``pause`` seconds after ``ready`` is true, which has to be within ``seconds``;
     returns what it had started, which is left to notice by itself."""
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert driver.poll() is None, "the command ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    with tempfile.TemporaryFile("w+") as said:
+        driver = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
+        deadline = time.monotonic() + seconds
+        while not ready():
+            late = time.monotonic() > deadline
+            if late or driver.poll() is not None:
+                said.seek(0)
+                raise AssertionError(f"{'no sign of it' if late else 'the command ended'}: {said.read()[-3000:]}")
+            time.sleep(0.01)
     time.sleep(pause)
     family = psutil.Process(driver.pid).children(recursive=True)
     driver.send_signal(signal.SIGKILL)

@@ -111,9 +111,7 @@ class OwnCluster:
         raise AssertionError(f"no head after {seconds} s")
 
     def add_node(self) -> None:
-        self.nodes.append(
-            self._start("-c", NODE, self.environment["RAY_ADDRESS"], f"{self._folder}/n{len(self.ever)}")
-        )
+        self.nodes.append(self._start("-c", NODE, self.environment["RAY_ADDRESS"], f"{self._folder}/n{len(self.ever)}"))
 
     def settle(self, seconds: float = 120) -> None:
         """Wait until all nodes are up."""

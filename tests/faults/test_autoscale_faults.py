@@ -136,6 +136,7 @@ def test_a_run_grows_its_cluster_and_lets_it_go(cluster, tmp_path):
     asked = cluster.python("-c", _ASK)
     assert asked.returncode == 0, asked.stderr[-3000:]
     assert asked.stdout.splitlines() == ["granted 2 with GPUs 0", "nodes 2"]
+    _wait(lambda: cluster.raylets == 1, "end of the nodes", 4 * IDLE + 60)
 
     corpus, sets, run = write_corpus(tmp_path / "corpus"), write_sets(tmp_path / "eval"), tmp_path / "run"
     recipe = tmp_path / "recipe.yaml"

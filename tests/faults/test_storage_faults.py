@@ -57,7 +57,7 @@ class _Apart(OwnCluster):
         super().__init__(nodes)
 
     def add_node(self) -> None:
-        mount = f'mount -t tmpfs -o size=200m tmpfs {self._mirrors} && exec "$@"'
+        mount = f'mount -t tmpfs -o size=2g tmpfs {self._mirrors} && exec "$@"'
         self.before = ["unshare", "--mount", "sh", "-c", mount, "sh"]
         super().add_node()
         self.before = []

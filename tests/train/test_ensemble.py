@@ -12,6 +12,7 @@ import pytest
 from boom_ray import records
 from boom_ray.config import BoomError, Recipe, parse_recipe
 from boom_ray.costs import measured_speed
+from boom_ray.disks import DiskFull
 from boom_ray.failures import ASKED, NODE, Failure, Hung, Stopped, again
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, World, derive_keys, steps
@@ -152,6 +153,7 @@ def test_a_members_failure_is_told_in_the_words_of_its_worker():
         (ActorDiedError(), "machine", "its controller was lost"),
         (RayTaskError("fit", "traceback", mistake), "mistake", "member-1, step 3"),
         (mistake, "mistake", "member-1, step 3"),
+        (WorkerGroupError("text", {0: peer, 1: DiskFull("/run: it is full")}), "storage", "/run: it is full"),
         (ValueError(), "fault", "ValueError: "),
     ]
     for error, kind, words in table:
