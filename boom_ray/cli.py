@@ -11,24 +11,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from boom_ray import (
-    cli_bench,
-    cli_corpus,
-    cli_drift,
-    cli_evaluate,
-    cli_plan,
-    cli_push,
-    cli_search,
-    cli_submit,
-    cli_update,
-    disks,
-    interrupts,
-)
-from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
+from boom_ray.cluster import interrupts
+from boom_ray.commands import bench, corpus, drift, evaluate, plan, push, search, submit, update
+from boom_ray.commands.plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, MISTAKE, TERMINATED, Stopped, code_of
-from boom_ray.mirrors import told
 from boom_ray.redact import redact
+from boom_ray.stores import disks
+from boom_ray.stores.mirrors import told
 
 app = typer.Typer(
     name="boom-ray",
@@ -43,19 +33,19 @@ app = typer.Typer(
 )
 
 _AGAIN = "Run the same command again to go on from here."
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_corpus.app, name="corpus")
-app.add_typer(cli_search.app, name="search")
+app.add_typer(bench.app, name="bench")
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(search.app, name="search")
 
-app.command()(cli_plan.plan)
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_evaluate.compare)
-app.command()(cli_drift.drift)
-app.command()(cli_drift.contamination)
-app.command()(cli_update.update)
-app.command()(cli_update.history)
-app.command()(cli_submit.submit)
-app.command()(cli_push.push)
+app.command()(plan.plan)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.compare)
+app.command()(drift.drift)
+app.command()(drift.contamination)
+app.command()(update.update)
+app.command()(update.history)
+app.command()(submit.submit)
+app.command()(push.push)
 
 
 @app.command()

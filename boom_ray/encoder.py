@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from boom_ray.config import BoomError, Pooling
-from boom_ray.mirrors import fetch
 from boom_ray.model_files import check_weights, first_line, load_tokenizer, read_json, read_modules, write_modules
+from boom_ray.stores.mirrors import fetch
 
 Tokens = list[np.ndarray]
 _CPU_CHUNK_TOKENS = 2048

@@ -4,7 +4,7 @@ An artifact is a directory ``KIND/LABEL-IDENTITY`` whose identity is derived fro
 identities of its inputs), so that the same recipe finds it again and a changed one does not. It is written to a
 temporary sibling, every file is checksummed, ``manifest.json`` is written last, and one rename makes it exist: a
 kill at any moment leaves the old state or the new one. Temporary siblings are never read. In a bucket, which knows no
-rename, the marker that is uploaded last makes it exist; :mod:`boom_ray.mirrors` keeps what is needed on each node.
+rename, the marker that is uploaded last makes it exist; :mod:`boom_ray.stores.mirrors` keeps what a node needs there.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boom_ray import mirrors
 from boom_ray.config import BoomError
-from boom_ray.disks import checksums, file_sha256, sync_directory, write_durably, write_told
 from boom_ray.paths import is_safe
 from boom_ray.redact import redact_known, without_secrets
-from boom_ray.slots import FileSlot, Slot
-from boom_ray.store import MANIFEST, PUBLISHED_MANIFEST, RUN, SUCCESS, TEMPORARY, ObjectSlot
+from boom_ray.stores import mirrors
+from boom_ray.stores.disks import checksums, file_sha256, sync_directory, write_durably, write_told
+from boom_ray.stores.objects import MANIFEST, PUBLISHED_MANIFEST, RUN, SUCCESS, TEMPORARY, ObjectSlot
+from boom_ray.stores.slots import FileSlot, Slot
 
 PUBLISHED = "published"  # the one kind that people take away: it brings its manifest and a marker for other tools
 
@@ -81,7 +81,7 @@ class Ledger:
 
     Attributes:
         root: where its files lie on this node: the directory, or the mirror of one in a bucket (``store``).
-        guard: called before anything is committed; raises where this process may not (:mod:`boom_ray.lease`).
+        guard: called before anything is committed; raises where this process may not (:mod:`boom_ray.cluster.lease`).
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -243,7 +243,7 @@ class Ledger:
 
     def scratch(self, *parts: str) -> Path:
         """A directory for logs, metrics and finished pieces: never an artifact, safe to delete between runs. What a
-        bucket has of it is brought; :func:`boom_ray.mirrors.send` puts new pieces there."""
+        bucket has of it is brought; :func:`boom_ray.stores.mirrors.send` puts new pieces there."""
         path = self.root.joinpath("scratch", *parts)
         path.mkdir(parents=True, exist_ok=True)
         return mirrors.fetch(path) if parts else path

@@ -15,14 +15,14 @@ from typing import Any
 
 import ray
 
-from boom_ray import mirrors
+from boom_ray.cluster.session import get
 from boom_ray.config import BoomError
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.gram import Grams, gram_of
 from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare
 from boom_ray.merge.members import open_members
-from boom_ray.session import get
+from boom_ray.stores import mirrors
 
 FILE = "grams.npz"
 _PARTS_PER_SLOT = 4  # so that a slow node delays the end by a small part

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
 from boom_ray.exit_codes import Failed, Infrastructure
 from boom_ray.failures import Failure, Kind
-from boom_ray.lease import held
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
 from boom_ray.preparation import Echo, Run, due, make_corpus, mine_negatives, prepare
@@ -90,8 +90,8 @@ def run(
 
 def _in_session(run: Run) -> tuple[Run, int]:
     """Carry out the steps that are missing: the run as it ended, and how many steps these were."""
-    from boom_ray.node_counts import counted_nodes
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.node_counts import counted_nodes
+    from boom_ray.cluster.session import ray_session
 
     recipe, ledger = run.recipe, run.ledger
     todo = missing(list_steps(recipe, ledger, run.keys))
@@ -143,7 +143,7 @@ def mine(
     world = look(recipe)
     run = Run(recipe, ledger, world, derive_keys(recipe, world), echo)
     if not run.has(run.keys.mined):
-        from boom_ray.session import ray_session
+        from boom_ray.cluster.session import ray_session
 
         with held(ledger, echo), ray_session():
             make_corpus(run)
@@ -171,7 +171,7 @@ def train_members(run: Run) -> Run:
     todo = missing_members(run.ledger, run.keys)
     if not todo:
         return run
-    from boom_ray.autoscale import grown_nodes
+    from boom_ray.cluster.autoscale import grown_nodes
     from boom_ray.costs import measured_speed
     from boom_ray.merging import GrowingGrams
     from boom_ray.progress import watch
@@ -254,8 +254,8 @@ def _final(run: Run) -> None:
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
-    from boom_ray.session import largest_node
 
     found = run_evaluation(recipe, run.ledger, keys)
     sets = found.sets(found.trained)

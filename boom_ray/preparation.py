@@ -144,7 +144,7 @@ def warm_base(run: Run) -> None:
     if keys.base == keys.start or not due(run, keys.base, "base: short contrastive warm-up"):
         return
     from boom_ray import stages
-    from boom_ray.session import largest_node
+    from boom_ray.cluster.session import largest_node
     from boom_ray.train.work import warm_work
 
     task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())

@@ -12,10 +12,10 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.ledger import PUBLISHED, PUBLISHED_MANIFEST, SUCCESS, file_sha256
-from boom_ray.mirrors import opened
 from boom_ray.paths import inside, safe_name
 from boom_ray.redact import redact_known
-from boom_ray.storage import retried
+from boom_ray.stores.files import retried
+from boom_ray.stores.mirrors import opened
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json")

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed
-from boom_ray.lease import held
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.plan import Keys, derive_keys
 from boom_ray.preparation import Echo, Run, prepare
@@ -60,7 +60,7 @@ def search_ratios(
     run = Run(pooled, ledger, world, derive_keys(pooled, world), echo)
     key = search_key(recipe, run.keys)
     if not ledger.has(key):
-        from boom_ray.session import ray_session
+        from boom_ray.cluster.session import ray_session
 
         with held(ledger, echo), ray_session():
             ledger.sweep()

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from boom_ray import mirrors
-from boom_ray.addresses import below, is_address
 from boom_ray.config import BoomError, Recipe
 from boom_ray.costs import estimate
 from boom_ray.digests import base_digest, corpus_datasets, digests_of_sources, miner_digests, mteb_digests
@@ -24,6 +22,8 @@ from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
 from boom_ray.records import lost_members
 from boom_ray.report.summary import write_summary
+from boom_ray.stores import mirrors
+from boom_ray.stores.addresses import below, is_address
 
 
 def plan(

@@ -10,14 +10,14 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get
 from boom_ray.config import Base
 from boom_ray.data.schedule import Batch
 from boom_ray.evaluate.queue import anywhere
 from boom_ray.final import Final, FinalTask
 from boom_ray.ledger import Ledger
-from boom_ray.mirrors import fetch, send
 from boom_ray.search.points import Point
-from boom_ray.session import get
+from boom_ray.stores.mirrors import fetch, send
 from boom_ray.train.member import MemberTask
 
 _AGAIN = 3  # times that work is done once more whose process is lost, or the node with it; mistakes are not repeated

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from boom_ray.cluster.follow import Away, Pace, State, follow
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import DONE, MEANING, Infrastructure, Stopped
-from boom_ray.follow import Away, Pace, State, follow
 from boom_ray.ledger import identity
 from boom_ray.recipe import apply_overrides, load_recipe, read_yaml
 from boom_ray.redact import redact
 
 if TYPE_CHECKING:
-    from boom_ray.jobs_api import ClusterJobs
+    from boom_ray.cluster.jobs_api import ClusterJobs
 
 COMMANDS = (("run",), ("update",), ("mine",), ("merge",), ("search", "weights"), ("search", "ratios"))
 _WHOLE = (("run",), ("mine",), ("search", "ratios"))  # those whose file is a whole recipe
@@ -133,7 +133,7 @@ def submit(order: Order, client: Client, wait: bool = True) -> int:
     """
     order.check()
     _set_environment(client.address)
-    from boom_ray.jobs_api import ClusterJobs
+    from boom_ray.cluster.jobs_api import ClusterJobs
 
     jobs = ClusterJobs(client.address)
     job = _insist(lambda: jobs.running(order.run), client)

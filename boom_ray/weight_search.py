@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
-from boom_ray.lease import held
 from boom_ray.ledger import Ledger
-from boom_ray.mirrors import opened
 from boom_ray.pipeline import gram_members, search_members
 from boom_ray.plan import Keys, World, derive_keys
 from boom_ray.preparation import Echo, Run
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, look_at, read_world, run_keys
 from boom_ray.search.points import Point
+from boom_ray.stores.mirrors import opened
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def search_run(
     run = _open(opened(where), overrides, run_dir, members, echo)
     new = not run.has(run.keys.search)
     if new:
+        from boom_ray.cluster.session import ray_session
         from boom_ray.search.settings import space_of
-        from boom_ray.session import ray_session
 
         space_of(run.recipe, len(run.keys.ensemble))
         with held(run.ledger, echo), ray_session():

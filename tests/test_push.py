@@ -11,12 +11,12 @@ import pytest
 from hub_to_push import TOKEN, PushHub, push_hub  # noqa: F401
 from typer.testing import CliRunner
 
-from boom_ray import storage
 from boom_ray.cli import app
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Infrastructure
 from boom_ray.ledger import Key, Ledger
 from boom_ray.push import Target, inspect, push
+from boom_ray.stores import files
 
 CARD = "---\nlibrary_name: sentence-transformers\n---\n\n# a model\n"
 KEY = Key("published", "r", "0123456789abcdef")
@@ -84,7 +84,7 @@ def test_a_busy_hub_is_asked_again_and_a_dead_one_is_the_infrastructure(
     push_hub: PushHub,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
     push_hub.failing = 2
     push(inspect(published), Target("me/model"), lambda line: None)
     assert len(push_hub.commits) == 1

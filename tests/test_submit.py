@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
+from boom_ray.cluster.follow import Away, Pace, Shown, State, follow
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Infrastructure
-from boom_ray.follow import Away, Pace, Shown, State, follow
 from boom_ray.submit import Client, Order, staged, submit
 
 PROJECT = Path(__file__).parent.parent
@@ -369,7 +369,7 @@ def test_where_nothing_answers_the_infrastructure_is_at_fault(recipe, monkeypatc
 
 
 def test_an_address_of_something_else_is_refused():
-    from boom_ray.cli_submit import address_of
+    from boom_ray.commands.submit import address_of
 
     assert address_of("localhost:8265/") == "http://localhost:8265"
     for text in ("ray://head:10001", "s3://bucket"):

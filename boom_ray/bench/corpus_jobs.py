@@ -130,7 +130,7 @@ def memory(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _session() -> Any:
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     return ray_session()
 

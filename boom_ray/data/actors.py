@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from boom_ray.config import BoomError
 from boom_ray.data.workers import Files, raise_told, told
-from boom_ray.mirrors import fetch
 from boom_ray.resources import Bundle
+from boom_ray.stores.mirrors import fetch
 
 _BLOCKS = 64  # parts that actors ask for: enough to share unequal pieces evenly
 _LOSSES = 3  # pools lost one after the other without a piece done

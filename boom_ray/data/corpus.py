@@ -29,7 +29,7 @@ from boom_ray.data.parts import COUNTS, Part, Unit, part_folder, read_part, writ
 from boom_ray.data.python_environment import Function, Package, list_packages, read_package
 from boom_ray.data.sources import SourceFile, resolve, spans
 from boom_ray.data.workers import Files, on_workers
-from boom_ray.mirrors import send
+from boom_ray.stores.mirrors import send
 
 SPAN_BYTES = 16 << 20  # of an uncompressed file: a unit of work of some seconds
 _ROWS_PER_FILE = 4000  # of the rows that the Python environment gives, so that workers share them

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boom_ray.autoscale import grown_nodes
+from boom_ray.cluster.autoscale import grown_nodes
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
 from boom_ray.data.actors import Pool, on_actors

@@ -10,7 +10,7 @@ from pathlib import Path
 from boom_ray.config import BoomError
 from boom_ray.config_corpus import Corpus, FilesSource
 from boom_ray.data.parts import Part, Unit
-from boom_ray.storage import shown
+from boom_ray.stores.files import shown
 
 _NAMED = 5
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from boom_ray.config import BoomError
 from boom_ray.data.encoding import Ragged, TextEncoder
-from boom_ray.mirrors import fetch
+from boom_ray.stores.mirrors import fetch
 
 TOKENS = pa.schema(
     [

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_ray.autoscale import cpus_ahead
+from boom_ray.cluster.autoscale import cpus_ahead
 from boom_ray.config import BoomError
-from boom_ray.disks import write_told
 from boom_ray.exit_codes import Infrastructure
-from boom_ray.mirrors import fetch, made_ready, send
+from boom_ray.stores.disks import write_told
+from boom_ray.stores.mirrors import fetch, made_ready, send
 
 _LEAST_BLOCKS = 32  # tasks, unless there are fewer items: enough to share unequal items evenly
 

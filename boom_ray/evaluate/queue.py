@@ -139,10 +139,10 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
         crew, on_cpu = _here(work, costs, useful)
         with_crew(crew, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
         return
-    from boom_ray.autoscale import nodes_with
+    from boom_ray.cluster.autoscale import nodes_with
+    from boom_ray.cluster.session import ray_session
     from boom_ray.evaluate.actors import Actors, places
     from boom_ray.resources import Bundle
-    from boom_ray.session import ray_session
 
     with ray_session():
         nodes = nodes_with(Bundle(1, 1.0), Bundle(1, 0.0))

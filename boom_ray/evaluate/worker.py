@@ -16,7 +16,7 @@ from boom_ray.evaluate.board import Job, Need
 from boom_ray.evaluate.paused import Ended, Paused
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.vectors import MtebEncoder, TokenCache, default_prompt, text_key
-from boom_ray.mirrors import fetch, send
+from boom_ray.stores.mirrors import fetch, send
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder

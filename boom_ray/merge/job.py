@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from boom_ray.config import BoomError
-from boom_ray.disks import DiskFull
 from boom_ray.ledger import identity
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.files import copy_files
@@ -33,6 +32,7 @@ from boom_ray.merge.members import Members, open_members
 from boom_ray.merge.methods import Setting, tensor_coefficients
 from boom_ray.merge.ranks import TensorPass
 from boom_ray.merge.registry import check_parameters, get_method
+from boom_ray.stores.disks import DiskFull
 
 _PLAN, _LAID_OUT = "plan.json", "laid_out.json"
 GROUP = 1 << 23  # elements whose Gram and sum are computed one after the other, while the page cache still holds them

@@ -9,11 +9,11 @@ from functools import cached_property
 
 import numpy as np
 
-from boom_ray import mirrors
 from boom_ray.config import BoomError
 from boom_ray.ledger import identity
 from boom_ray.merge.headers import FLOATS, Tensor
 from boom_ray.merge.shards import Checkpoint, Maps, open_checkpoint
+from boom_ray.stores import mirrors
 
 CODES = {"F32": 0, "BF16": 1, "F16": 2}
 _PREFIX = "model."

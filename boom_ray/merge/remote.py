@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from boom_ray.config import BoomError
 from boom_ray.ledger import identity
 from boom_ray.paths import is_safe
-from boom_ray.storage import Entry, check_room, hub_parts, is_remote, list_files, open_file, retried, shown, split
+from boom_ray.stores.files import Entry, check_room, hub_parts, is_remote, list_files, open_file, retried, shown, split
 
 _WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from boom_ray.cluster.node_counts import read_counts
 from boom_ray.config import Recipe
 from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
-from boom_ray.node_counts import read_counts
 from boom_ray.overlaps import run_marks
 from boom_ray.plan import Keys
 from boom_ray.records import final_failure

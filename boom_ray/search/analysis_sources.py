@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from boom_ray.config import BoomError
-from boom_ray.mirrors import fetch, listed, opened
 from boom_ray.search.points import ALL, Point
 from boom_ray.search.trial_log import FILE, Trial, TrialLog
+from boom_ray.stores.mirrors import fetch, listed, opened
 
 Row = dict[str, Any]
 Take = Literal["last", "best"]

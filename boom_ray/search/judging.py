@@ -12,7 +12,6 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.mirrors import send
 from boom_ray.search.baselines import BASE
 from boom_ray.search.coefficients import MergeSpec
 from boom_ray.search.descent import Descent
@@ -22,6 +21,7 @@ from boom_ray.search.objective_rows import ObjectiveSettings, Source
 from boom_ray.search.points import Point
 from boom_ray.search.resident import Resident
 from boom_ray.search.searchers import Asked
+from boom_ray.stores.mirrors import send
 
 
 @dataclass(frozen=True)

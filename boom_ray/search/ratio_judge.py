@@ -10,13 +10,13 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get, largest_node, off_the_head
 from boom_ray.resources import Bundle
 from boom_ray.search.objective import Judged, Objective, ObjectiveSettings, Source
 from boom_ray.search.objective_rows import Half
 from boom_ray.search.points import ALL, Point, normalised
 from boom_ray.search.ratio_members import Place, Pool, RatioTask
 from boom_ray.search.settings import objective_settings, source_of
-from boom_ray.session import get, largest_node, off_the_head
 
 
 class Judges:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from boom_ray import records
-from boom_ray.autoscale import grown_nodes
+from boom_ray.cluster.autoscale import grown_nodes
 from boom_ray.config import BoomError
 from boom_ray.costs import measured_speed
 from boom_ray.failures import Failure

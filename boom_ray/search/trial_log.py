@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import BoomError
-from boom_ray.mirrors import send
 from boom_ray.search.points import Point
+from boom_ray.stores.mirrors import send
 
 FILE = "trials.jsonl"
 

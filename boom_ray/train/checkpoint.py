@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from boom_ray import mirrors
 from boom_ray.config import BoomError
-from boom_ray.disks import checksums, file_sha256, sync_directory, write_durably
+from boom_ray.stores import mirrors
+from boom_ray.stores.disks import checksums, file_sha256, sync_directory, write_durably
 from boom_ray.train.gather import agreed_number, highest, rank, world
 from boom_ray.train.state import KINDS, State
 from boom_ray.train.weights import write_weights

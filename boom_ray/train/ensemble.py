@@ -20,8 +20,9 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from boom_ray import interrupts, records
-from boom_ray.autoscale import PATIENCE, node_resources, wish, workers_ahead
+from boom_ray import records
+from boom_ray.cluster import interrupts
+from boom_ray.cluster.autoscale import PATIENCE, node_resources, wish, workers_ahead
 from boom_ray.config import BoomError
 from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch

@@ -24,8 +24,8 @@ from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
 from boom_ray.failures import ASKED, NOBODY, Stopped
 from boom_ray.ledger import Key, Ledger
-from boom_ray.mirrors import fetch, refresh
 from boom_ray.plan import average_keys, paused_key
+from boom_ray.stores.mirrors import fetch, refresh
 from boom_ray.train import checkpoint
 from boom_ray.train.averages import RunningAverages
 from boom_ray.train.board import Board

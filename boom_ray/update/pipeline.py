@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.chain import check_unchanged
+from boom_ray.cluster.lease import held
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
-from boom_ray.lease import held
 from boom_ray.pipeline import gram_members, search_members, train_members
 from boom_ray.preparation import due
 from boom_ray.runs import require_data
@@ -88,7 +88,7 @@ def check_inputs(job: Job) -> None:
 
 
 def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     require_data(job.recipe)
     with held(job.ledger, job.echo):
@@ -176,8 +176,8 @@ def merge(job: Job) -> None:
 
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
-    from boom_ray.session import largest_node
     from boom_ray.stages import FinalHandle
 
     task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
@@ -194,9 +194,9 @@ def score(job: Job) -> None:
     missing = {name: key for name, key in job.keys.scores.items() if not job.has(key)}
     if not missing:
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
     from boom_ray.scoring import score_models
-    from boom_ray.session import largest_node
     from boom_ray.update.scores import bring_scores
 
     found = evaluation(job)

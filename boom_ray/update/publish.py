@@ -16,7 +16,7 @@ from boom_ray.redact import scrub
 from boom_ray.report.card_scores import markdown_table
 from boom_ray.report.update import data_rows, score_rows
 from boom_ray.runs import Evaluation
-from boom_ray.storage import shown
+from boom_ray.stores.files import shown
 from boom_ray.update.keys import Stand
 from boom_ray.update.summary import collect
 from boom_ray.update.task import Job

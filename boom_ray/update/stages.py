@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get, largest_node
 from boom_ray.evaluate.queue import anywhere
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.session import get, largest_node
 from boom_ray.update.weights import BoundTask
 
 

@@ -18,10 +18,10 @@ from boom_ray.config_update import Update
 from boom_ray.digests import digests_of_sources, mteb_digests
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.ledger import PUBLISHED, Key, Ledger
-from boom_ray.mirrors import opened
 from boom_ray.plan import Cost, Keys, Step, World
 from boom_ray.recipe import apply_overrides, fill_environment, read_yaml, with_catalogue
 from boom_ray.runs import open_run, run_dir_of
+from boom_ray.stores.mirrors import opened
 from boom_ray.update.keys import Stand, Trained, UpdateKeys, data_digest, derive_update
 
 _THE_RUNS = ("name", "seed", "base", "corpus", "bags")  # sections that an update cannot change

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from boom_ray.cluster.session import ray_session
 from boom_ray.config import Checkpoints, Train
 from boom_ray.data.schedule import Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
 from boom_ray.ledger import Key, Ledger
 from boom_ray.resources import Bundle, Placement
-from boom_ray.session import ray_session
 from boom_ray.train.member import MemberTask
 
 STEPS = 1500

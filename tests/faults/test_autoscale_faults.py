@@ -29,9 +29,9 @@ IDLE = 15  # seconds after which an idle node goes
 # What a driver asks on the empty cluster, and what it is told.
 _ASK = """
 import time
-from boom_ray.autoscale import autoscaled, granted, node_resources, nodes_with, release
+from boom_ray.cluster.autoscale import autoscaled, granted, node_resources, nodes_with, release
 from boom_ray.resources import Bundle, fitting
-from boom_ray.session import off_the_head, ray_session
+from boom_ray.cluster.session import off_the_head, ray_session
 
 with ray_session():
     import ray

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from road_data import recipe_text, write_corpus
 
+from boom_ray.cluster.session import ray_session
 from boom_ray.config import BoomError
 from boom_ray.ledger import Ledger
 from boom_ray.pipeline import run
 from boom_ray.plan import derive_keys
 from boom_ray.runs import look, look_at
-from boom_ray.session import ray_session
 from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs
 
 pytestmark = pytest.mark.slow

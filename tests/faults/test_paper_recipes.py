@@ -12,9 +12,9 @@ import pytest
 from road_data import write_corpus, write_sets
 from small_qwen import write_qwen
 
+from boom_ray.cluster.session import ray_session
 from boom_ray.encoder import Encoder
 from boom_ray.pipeline import run
-from boom_ray.session import ray_session
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # float16 is not what every CPU computes in; the other changes make the run small

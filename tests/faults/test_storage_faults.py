@@ -19,9 +19,9 @@ from own_cluster import OwnCluster
 from remote_servers import Bucket
 from safetensors.numpy import load
 
-from boom_ray import storage, store
 from boom_ray.exit_codes import DONE, INFRASTRUCTURE, MISTAKE, Infrastructure
 from boom_ray.ledger import Key, Ledger
+from boom_ray.stores import files, objects
 
 ROOT = Path(__file__).parents[2]
 _MODEL = "model.safetensors"
@@ -134,7 +134,7 @@ def test_a_writer_that_is_killed_in_mid_upload_leaves_nothing_that_is_read(bucke
 
 
 def test_errors_that_pass_are_tried_again_and_those_that_stay_are_not(flaky, monkeypatch, tmp_path):
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(files, "_FIRST_WAIT", 0.01)
     monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path / "one"))
     ledger, key = Ledger.open(flaky.uri("run"), "r"), Key("members", "member-0", "0" * 16)
     flaky.fault = lambda number, method, name: (None, 503, None, "lost", 0.05, "cut")[number % 6]
@@ -156,13 +156,13 @@ def test_a_store_that_stays_away_is_given_up_after_a_bounded_number_of_attempts(
     monkeypatch.setenv("BOOM_RAY_MIRRORS", str(tmp_path))
     ledger = Ledger.open(flaky.uri("run"), "r")
     waits: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
     flaky.asked.clear()
     flaky.fault = lambda number, method, name: 503
-    with pytest.raises(Infrastructure, match=f"{store.ATTEMPTS} attempts failed"):
+    with pytest.raises(Infrastructure, match=f"{objects.ATTEMPTS} attempts failed"):
         ledger.has(Key("members", "member-0", "0" * 16))
-    assert len(waits) == store.ATTEMPTS - 1
-    assert len(flaky.asked) <= 4 * store.ATTEMPTS  # the client's own attempts
+    assert len(waits) == objects.ATTEMPTS - 1
+    assert len(flaky.asked) <= 4 * objects.ATTEMPTS  # the client's own attempts
     assert len({round(wait / 4**n, 6) for n, wait in enumerate(waits[:3])}) == 3  # never in step with one another
 
 

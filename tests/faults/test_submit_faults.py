@@ -22,7 +22,7 @@ from cut_proxy import CutProxy
 from finished_runs import published, take_corpus
 from own_cluster import kill_session
 
-from boom_ray.lease import process_start
+from boom_ray.cluster.lease import process_start
 
 
 @dataclass

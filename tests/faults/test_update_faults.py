@@ -16,8 +16,8 @@ from driver_kills import kill_when
 from finished_runs import content, timeless
 from safetensors.numpy import load_file
 
+from boom_ray.cluster.session import ray_session
 from boom_ray.config import BoomError
-from boom_ray.session import ray_session
 from boom_ray.update.history import history
 from boom_ray.update.pipeline import UpdateResult, update
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from test_checkpoint import EVERY, Interrupted, Stop, _left, _settle, batches, make_task, undisturbed  # noqa: F401
 
-from boom_ray import mirrors
 from boom_ray.ledger import Ledger
-from boom_ray.store import Store
+from boom_ray.stores import mirrors
+from boom_ray.stores.objects import Store
 from boom_ray.train import checkpoint
 from boom_ray.train.member import train_plain
 

@@ -12,7 +12,6 @@ import pytest
 from boom_ray import records
 from boom_ray.config import BoomError, Recipe, parse_recipe
 from boom_ray.costs import measured_speed
-from boom_ray.disks import DiskFull
 from boom_ray.failures import ASKED, NODE, Failure, Hung, Stopped, again
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, World, derive_keys, steps
@@ -20,6 +19,7 @@ from boom_ray.report.gantt import gantt_lines
 from boom_ray.report.tables import verdict
 from boom_ray.resources import Placement, Speed
 from boom_ray.runs import run_keys
+from boom_ray.stores.disks import DiskFull
 from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs, planned_nodes
 
 WORLD = World(("x",), None, ())

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray.cli_plan import Overrides
-from boom_ray.mirrors import told
+from boom_ray.commands.plan import Overrides
+from boom_ray.stores.mirrors import told
 
 RunDir = Annotated[
     Path | None,

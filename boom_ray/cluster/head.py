@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from boom_ray import interrupts
+from boom_ray.cluster import interrupts
 from boom_ray.exit_codes import Infrastructure
 
 _LOOK = 3.0  # seconds between two looks

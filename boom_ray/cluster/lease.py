@@ -20,11 +20,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from boom_ray import interrupts
+from boom_ray.cluster import interrupts
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Held
 from boom_ray.ledger import Ledger
-from boom_ray.slots import Slot
+from boom_ray.stores.slots import Slot
 
 LEASE = "lease.json"
 TERM = 60.0  # seconds that a lease lasts

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from boom_ray.autoscale import node_resources
+from boom_ray.cluster.autoscale import node_resources
+from boom_ray.cluster.session import hardware
 from boom_ray.ledger import Ledger
-from boom_ray.session import hardware
 
 FILE = "nodes.jsonl"
 _LOOK = 2.0  # seconds between two looks

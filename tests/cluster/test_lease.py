@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from boom_ray import interrupts
+from boom_ray.cluster import interrupts
+from boom_ray.cluster.lease import LEASE, RENEW, TERM, Clock, Holder, Lease, held, process_start, this_machine
 from boom_ray.exit_codes import HELD, MEANING, Failed, Held, Infrastructure, code_of
-from boom_ray.lease import LEASE, RENEW, TERM, Clock, Holder, Lease, held, process_start, this_machine
 from boom_ray.ledger import Key, Ledger
-from boom_ray.slots import FileSlot
+from boom_ray.stores.slots import FileSlot
 
 KEY = Key("members", "member-0", "0123456789abcdef")
 AWAY = {"host": "elsewhere", "machine": "another kernel"}
@@ -251,7 +251,7 @@ def test_a_worker_commits_under_its_drivers_lease(tmp_path):
 _HOLD = """
 import sys, time
 from boom_ray.ledger import Ledger
-from boom_ray.lease import held
+from boom_ray.cluster.lease import held
 with held(Ledger(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(60)

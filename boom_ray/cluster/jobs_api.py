@@ -14,9 +14,9 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from boom_ray.cluster.follow import Away, State
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Infrastructure
-from boom_ray.follow import Away, State
 
 _TIMEOUT = (5.0, 30.0)  # seconds to connect, and between two bytes of an answer
 _RUN = "boom_ray_run"  # in a job's metadata: the run that it carries out

@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import ray._private.parameter
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
 

@@ -19,8 +19,8 @@ from typing import IO, Any, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from boom_ray.config import BoomError
-from boom_ray.disks import DiskFull
 from boom_ray.exit_codes import Infrastructure
+from boom_ray.stores.disks import DiskFull
 
 ATTEMPTS = 3  # on top of those that the stores' own clients make
 _FIRST_WAIT, _MOST_WAIT = 1.0, 20.0  # seconds

@@ -15,13 +15,13 @@ import pytest
 from flaky_store import Flaky, flaky_proxy
 from remote_servers import Bucket
 
-from boom_ray import mirrors, storage, store
 from boom_ray.config import BoomError
-from boom_ray.disks import DiskFull, is_full
 from boom_ray.exit_codes import Infrastructure
 from boom_ray.ledger import Key, Ledger
 from boom_ray.runs import read_world, run_dir_of
-from boom_ray.store import ObjectSlot, Store
+from boom_ray.stores import files, mirrors, objects
+from boom_ray.stores.disks import DiskFull, is_full
+from boom_ray.stores.objects import ObjectSlot, Store
 
 KEY = Key("members", "member-0", "0123456789abcdef")
 PUBLISHED = Key("published", "r", "0123456789abcdef")
@@ -30,7 +30,7 @@ FILES = {"model.bin": b"w" * 5000, "sub/config.json": b"{}", "empty.txt": b""}
 
 @pytest.fixture
 def flaky(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flaky]:
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(files, "_FIRST_WAIT", 0.01)
     with flaky_proxy(bucket) as proxy:
         yield proxy
 
@@ -258,7 +258,7 @@ def test_a_name_that_leaves_the_run_directory_is_refused(bucket, node, tmp_path)
 def test_a_claim_in_a_bucket_has_one_winner(bucket, monkeypatch):
     slot = ObjectSlot(Store(bucket.uri("run")), "lease.json")
     other = ObjectSlot(Store(bucket.uri("run")), "lease.json")
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: None)
     assert slot.read() is None
     assert slot.create("mine")
     assert not other.create("theirs")
@@ -266,14 +266,14 @@ def test_a_claim_in_a_bucket_has_one_winner(bucket, monkeypatch):
     slot.replace("mine still")
     assert other.read() == "mine still"
     assert other.take("mine still")
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: other.replace("faster"))
+    monkeypatch.setattr(objects.time, "sleep", lambda seconds: other.replace("faster"))
     assert not slot.create("mine")
 
 
 _FULL = """
 import resource, sys
 from boom_ray.config import BoomError
-from boom_ray.disks import DiskFull
+from boom_ray.stores.disks import DiskFull
 from boom_ray.ledger import Key, Ledger
 ledger = Ledger.open(sys.argv[1], "r")
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))

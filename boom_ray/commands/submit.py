@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from boom_ray.cli_plan import Overrides
+from boom_ray.commands.plan import Overrides
 from boom_ray.config import BoomError
 
 _HERE = "http://127.0.0.1:8265"
@@ -57,7 +57,7 @@ def submit(
 
       boom-ray submit recipe.yaml --run-dir /mnt/runs/mine -- search weights --trials 100
     """
-    from boom_ray.follow import Pace
+    from boom_ray.cluster.follow import Pace
     from boom_ray.submit import Client, Order
     from boom_ray.submit import submit as send
 

@@ -1,7 +1,7 @@
 """Tells Ray that this machine is to be taken back: run on every spot node, it hands the cloud's notice on.
 
-    python -m boom_ray.spot_notice aws|gcp     asks the machine's metadata every few seconds, until there is a notice
-    python -m boom_ray.spot_notice now         there is one (Kubernetes: as a preStop hook)
+    python -m boom_ray.cluster.spot_notice aws|gcp   asks the machine's metadata now and then, until there is a notice
+    python -m boom_ray.cluster.spot_notice now       there is one (Kubernetes: as a preStop hook)
 
 Ray knows of no notice by itself. Once it does it gives the node no new work, and members that train here write a
 checkpoint and go on elsewhere. Works from the node's own Ray, with the cluster's token where it has one.
@@ -71,7 +71,7 @@ def watch(asked: Callable[[], float | None], drain: Callable[[float], None], eve
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m boom_ray.spot_notice", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m boom_ray.cluster.spot_notice", description=__doc__.splitlines()[0])
     parser.add_argument("whose", choices=["aws", "gcp", "now"], help="whose notice to wait for; now: do not wait")
     parser.add_argument("--seconds", type=float, default=25.0, help="until this machine ends, with now (default: 25)")
     given = parser.parse_args(arguments)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray import cli_analyze, cli_ratios
-from boom_ray.cli_plan import Overrides, RunDir
+from boom_ray.commands import analyze, ratios
+from boom_ray.commands.plan import Overrides, RunDir
 from boom_ray.config import BoomError
-from boom_ray.mirrors import told
+from boom_ray.stores.mirrors import told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,8 +80,8 @@ def weights(
         json_file.write_text(json.dumps(search.found, indent=1) + "\n")
 
 
-app.command()(cli_ratios.ratios)
-app.command()(cli_analyze.analyze)
+app.command()(ratios.ratios)
+app.command()(analyze.analyze)
 
 
 def parse_members(text: str) -> list[int]:

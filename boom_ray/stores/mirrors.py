@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from boom_ray.addresses import address_of, in_run, is_address
 from boom_ray.config import BoomError
-from boom_ray.disks import write_told
-from boom_ray.storage import check_room, shown
-from boom_ray.store import (
+from boom_ray.stores.addresses import address_of, in_run, is_address
+from boom_ray.stores.disks import write_told
+from boom_ray.stores.files import check_room, shown
+from boom_ray.stores.objects import (
     CHECKPOINT,
     CHUNK,
     MANIFEST,

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from boom_ray.autoscale import most, workers_ahead
+from boom_ray.cluster.autoscale import most, workers_ahead
+from boom_ray.cluster.node_counts import FILE, Counter, Sample, read_counts
 from boom_ray.ledger import Ledger
-from boom_ray.node_counts import FILE, Counter, Sample, read_counts
 from boom_ray.report.nodes import nodes as draw_nodes
 from boom_ray.report.nodes import pieces
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from boom_ray.cli_plan import Overrides
+from boom_ray.commands.plan import Overrides
 from boom_ray.config import BoomError
-from boom_ray.mirrors import opened, told
+from boom_ray.stores.mirrors import opened, told
 
 if TYPE_CHECKING:
     from boom_ray.contenders import Contender

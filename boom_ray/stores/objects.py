@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Infrastructure
-from boom_ray.storage import filesystem, retried, shown, split
+from boom_ray.stores.files import filesystem, retried, shown, split
 
 MANIFEST, PUBLISHED_MANIFEST, SUCCESS, CHECKPOINT = "manifest.json", "boom_manifest.json", "_SUCCESS", "checkpoint.json"
 RUN = "run.json"  # says that a directory is a run, and of which recipe

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boom_ray.cli_evaluate import Benchmarks, Caps, Sets, Tasks
-from boom_ray.mirrors import opened
+from boom_ray.commands.evaluate import Benchmarks, Caps, Sets, Tasks
+from boom_ray.stores.mirrors import opened
 
 if TYPE_CHECKING:
     from boom_ray.evaluate.marks import Mark

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from boom_ray.spot_notice import asked_aws, asked_gcp, watch
+from boom_ray.cluster.spot_notice import asked_aws, asked_gcp, watch
 
 
 class Metadata:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from boom_ray import head, interrupts
-from boom_ray.autoscale import node_resources, nodes_with
+from boom_ray.cluster import head, interrupts
+from boom_ray.cluster.autoscale import node_resources, nodes_with
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import Infrastructure
 from boom_ray.resources import Bundle

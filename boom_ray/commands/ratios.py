@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray.cli_plan import Overrides, RecipeArgument, RunDir
+from boom_ray.commands.plan import Overrides, RecipeArgument, RunDir
 from boom_ray.config import BoomError
-from boom_ray.mirrors import told
+from boom_ray.stores.mirrors import told
 
 
 def ratios(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from boom_ray.config import BoomError
-from boom_ray.storage import shown, split
+from boom_ray.stores.files import shown, split
 
 SCHEMES = ("s3", "gs", "gcs")
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):/+(?P<rest>.*)")  # a Path has lost one of the two slashes

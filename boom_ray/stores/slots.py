@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from boom_ray.disks import write_durably
+from boom_ray.stores.disks import write_durably
 
 _ABANDONED = 60.0  # seconds after which a claim was left by a process that was killed
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
