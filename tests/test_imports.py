@@ -53,7 +53,8 @@ RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
     "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "stages", "pipeline", "update.stages",
     "search.ratios", "search.ratio_judge", "train.asked", "train.word", "train.watchdog", "train.causes",
-    "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice", "cluster.one_machine",
+    "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice",
+    "cluster.one_machine",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},

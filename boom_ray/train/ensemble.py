@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from boom_ray import records
 from boom_ray.cluster import interrupts
@@ -34,6 +34,7 @@ from boom_ray.train import checkpoint
 from boom_ray.train.causes import failure_of
 from boom_ray.train.gate import Gate
 from boom_ray.train.member import MemberTask
+from boom_ray.train.rendezvous import Rendezvous
 from boom_ray.train.watchdog import Watchdog
 from boom_ray.train.word import Word
 from boom_ray.train.worker import train_member
@@ -266,7 +267,7 @@ def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], gang:
         trainer = TorchTrainer(
             train_member,
             train_loop_config={"task": task, "word": gang.word},
-            torch_config=TorchConfig(backend="nccl" if gang.bundle.gpus else "gloo"),
+            torch_config=Rendezvous(backend="nccl" if gang.bundle.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=chosen.width, use_gpu=gang.bundle.gpus > 0, resources_per_worker=gang.bundle.per_worker
             ),
