@@ -24,7 +24,7 @@ from boom_ray.evaluate.significance import Samples
 _KEEPING: tuple[tuple[Any, Any], ...] = (  # the first that fits: some classes of mteb are subclasses of others
     (kinds.AbsTaskRetrieval, keeping.KeepsRetrieval),
     (kinds.AbsTaskMultilabelClassification, keeping.KeepsMultilabel),
-    (kinds.AbsTaskRegression, keeping.Keeping),
+    (kinds.AbsTaskRegression, keeping.KeepsRegression),
     (kinds.AbsTaskClassification, keeping.KeepsClassification),
     (kinds.AbsTaskClustering, keeping.KeepsClustering),
     (kinds.AbsTaskClusteringLegacy, keeping.KeepsOldClustering),
