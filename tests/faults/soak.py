@@ -32,6 +32,7 @@ NODES = 2
 INFRASTRUCTURE = 3  # the exit code that asks for another start
 STARTS = 4  # of one run, beside those that follow a kill of the driver
 IDLE = "IDLE"
+FOR_GOOD = {"_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data's, which stay with the cluster
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def temporary(run_dir: Path) -> list[str]:
 def _outlived(cluster: OwnCluster, seconds: float = 60) -> list[str]:
     """Workers that still do something when the driver is gone; Ray ends them within seconds."""
     deadline = time.monotonic() + seconds
-    while (busy := [title for _, title in cluster.workers() if title != IDLE]) and time.monotonic() < deadline:
+    while (busy := [t for _, t in cluster.workers() if t not in {IDLE, *FOR_GOOD}]) and time.monotonic() < deadline:
         time.sleep(0.5)
     return busy
 

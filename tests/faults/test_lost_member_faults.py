@@ -19,7 +19,7 @@ from boom_ray.plan import derive_keys
 from boom_ray.runs import look, look_at
 from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def test_a_run_goes_on_without_a_member_and_takes_it_in_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def session() -> Iterator[None]:
         yield
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["0.6b", "4b"])
 def test_the_recipe_trains_with_a_tiny_base_and_local_data(inputs, session, name):
     changes = {

@@ -66,7 +66,7 @@ class _Apart(OwnCluster):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give each node a disk of its own")
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_in_a_bucket_on_nodes_that_share_no_disk_survives_a_bad_network_and_a_killed_driver(
     road, bucket, flaky, tmp_path
 ):
@@ -194,7 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tokens", "member"])
+@pytest.mark.parametrize("stage", ["tokens", pytest.param("member", marks=pytest.mark.long)])
 def test_a_disk_that_is_full_ends_the_run_with_path_and_bytes_and_the_next_one_goes_on(road, small_disk, stage):
     """The run stands on a disk that has a little room left: for part of what the stage writes."""
     run = small_disk / "run"

@@ -168,6 +168,7 @@ def test_killed_twice_and_called_again_it_publishes_the_same_bytes(inputs: Path,
     assert not list(where.rglob(".tmp-*"))
 
 
+@pytest.mark.long
 def test_a_chain_by_rows_with_a_bound_on_the_drift(inputs: Path, updated: Any) -> None:
     """The third version of an ensemble, the drift of the second one bounded; the history names both."""
     where = Path(shutil.copytree(updated[0], inputs / "chain"))
@@ -190,6 +191,7 @@ def test_a_chain_by_rows_with_a_bound_on_the_drift(inputs: Path, updated: Any) -
         _update(inputs, where, data, "update.max_drift=0.00000001")
 
 
+@pytest.mark.long
 def test_against_a_full_retrain_both_are_measured(inputs: Path, updated: Any) -> None:
     where, _, _ = updated
     found = _update(inputs, where, against_retrain=True)
