@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-faults lint clean
+.PHONY: quickstart test test-faults test-long lint clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/boom-ray run jobs/recipes/quickstart.yaml
@@ -12,7 +12,10 @@ test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest --ignore=tests/faults
 
 test-faults: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest tests/faults
+	$(VENV)/bin/python -m pytest tests/faults -m "not long"
+
+test-long: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest tests/faults -m long
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

@@ -50,8 +50,7 @@ def read_versions(ledger: Ledger) -> list[Version]:
     """All versions of a run directory, the oldest first."""
     found = [
         Version(Key(PUBLISHED, manifest["label"], manifest["identity"]), manifest["finished"], manifest["meta"])
-        for path, manifest in ledger.manifests(PUBLISHED)
-        if (path / SUCCESS).is_file()
+        for _, manifest in ledger.manifests(PUBLISHED)
     ]
     return sorted(found, key=lambda version: (version.finished, version.key.identity))
 

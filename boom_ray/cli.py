@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from boom_ray import cli_bench, cli_corpus, cli_drift, cli_evaluate, cli_plan, cli_search, cli_update
-from boom_ray.cli_plan import Overrides, RecipeArgument, Replan, RunDir
+from boom_ray.cluster import interrupts
+from boom_ray.commands import bench, corpus, drift, evaluate, plan, push, search, submit, update
+from boom_ray.commands.plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
+from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, MISTAKE, TERMINATED, Stopped, code_of
+from boom_ray.redact import redact
+from boom_ray.stores import disks
+from boom_ray.stores.mirrors import told
 
 app = typer.Typer(
     name="boom-ray",
@@ -25,18 +32,20 @@ app = typer.Typer(
     """,
 )
 
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_corpus.app, name="corpus")
-app.add_typer(cli_search.app, name="search")
+_AGAIN = "Run the same command again to go on from here."
+app.add_typer(bench.app, name="bench")
+app.add_typer(corpus.app, name="corpus")
+app.add_typer(search.app, name="search")
 
-app.command()(cli_plan.plan)
-app.command()(cli_evaluate.evaluate)
-app.command()(cli_evaluate.compare)
-app.command()(cli_drift.drift)
-app.command()(cli_drift.contamination)
-app.command()(cli_update.update)
-app.command()(cli_update.history)
+app.command()(plan.plan)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.compare)
+app.command()(drift.drift)
+app.command()(drift.contamination)
+app.command()(update.update)
+app.command()(update.history)
+app.command()(submit.submit)
+app.command()(push.push)
 
 
 @app.command()
@@ -55,8 +64,8 @@ def run(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
     result = carry_out(recipe, overrides=overrides or (), run_dir=run_dir, replan=replan, echo=_echo)
     typer.echo("")
     typer.echo(format_tables(result.summary))
-    typer.echo(f"report: {result.report}")
-    typer.echo(f"published: {result.published}")
+    typer.echo(f"report: {told(result.report)}")
+    typer.echo(f"published: {told(result.published)}")
 
 
 @app.command()
@@ -91,7 +100,7 @@ def mine(
     result = carry_out(recipe, overrides=(*(overrides or ()), *settings), run_dir=run_dir, echo=_echo)
     for line in mined_lines(result.counts):
         typer.echo(line)
-    typer.echo(f"mined: {result.corpus}\nTo train on it, put this into the recipe:")
+    typer.echo(f"mined: {told(result.corpus)}\nTo train on it, put this into the recipe:")
     typer.echo(yaml.safe_dump({"corpus": {"mine": result.settings.model_dump(mode="json")}}, sort_keys=False))
 
 
@@ -153,7 +162,7 @@ def report(
         raise BoomError("which run? Give its directory: boom-ray report runs/NAME.")
     summary, page = write_report(directory, overrides=overrides or ())
     typer.echo(format_tables(summary))
-    typer.echo(f"report: {page}")
+    typer.echo(f"report: {told(page)}")
 
 
 def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -164,17 +173,46 @@ def mined_lines(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def _echo(line: str) -> None:
-    print(line, flush=True)
+    print(redact(line), flush=True)
 
 
 def main() -> None:
-    """Run the command; a user's mistake ends in one readable message and exit code 2, never a traceback."""
-    try:
-        app()
-    except BoomError as error:
-        print(f"boom-ray: {error}", file=sys.stderr)
-        sys.exit(2)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:
-            print("boom-ray: interrupted. Run the same command again to go on from here.", file=sys.stderr)
-        raise
+    """Run the command. A user's mistake ends in one readable message, never a traceback; boom_ray.exit_codes has the
+    codes."""
+    with interrupts.handled() as stop:
+        try:
+            app()
+        except Stopped as stopped:
+            _say(str(stopped), code_of(stopped) if stop.code is None else stop.code)
+        except BoomError as error:
+            _end(stop, str(error), code_of(error))
+        except SystemExit as ended:
+            if ended.code == signal.SIGTERM:  # it came while Ray was starting, which takes it for itself
+                _end(stop, f"stopped by SIGTERM. {_AGAIN}", TERMINATED)
+            if stop.code is not None:
+                _end(stop, "", stop.code)
+            raise
+        except Exception as error:
+            if stop.code is None and disks.is_full(error):
+                _end(stop, disks.full_text(Path(), error), INFRASTRUCTURE)
+            if stop.code is None and (refused := disks.refused_text(error)):
+                _end(stop, refused, MISTAKE)
+            if stop.code is None and code_of(error) != INFRASTRUCTURE:
+                print(redact(traceback.format_exc()), end="", file=sys.stderr)
+                sys.exit(FAILED)
+            reason = (str(error).strip().splitlines() or [""])[-1]
+            _end(stop, f"the cluster has lost what the run needs ({reason}). {_AGAIN}", INFRASTRUCTURE)
+
+
+def _end(stop: interrupts.Stop, text: str, code: int) -> NoReturn:
+    """One line, and the code. Whatever else went wrong after a signal came of the signal."""
+    if stop.reason is not None:
+        text = str(stop.reason)
+    elif stop.signal is not None:
+        text = f"stopped by {signal.Signals(stop.signal).name}. {_AGAIN}"
+    _say(text, code if stop.code is None else stop.code)
+
+
+def _say(text: str, code: int) -> NoReturn:
+    print(f"boom-ray: {redact(text)}", file=sys.stderr)
+    sys.exit(code)

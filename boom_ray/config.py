@@ -17,9 +17,9 @@ from boom_ray.config_errors import explain
 from boom_ray.config_ratios import RatioSearch
 from boom_ray.config_search import Search
 from boom_ray.config_update import Update
+from boom_ray.redact import redact, without_secrets
 
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines
-
 Pooling = Literal["mean", "cls", "lasttoken"]
 Weights = Literal["searched", "ratio", "uniform"]
 Cap = Annotated[int, Field(ge=10)]
@@ -27,7 +27,13 @@ ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential",
 
 
 class BoomError(Exception):
-    """A mistake of the user or of the data: one readable message that says what to do next, never a traceback."""
+    """A mistake of the user or of the data: one readable message that says what to do next, never a traceback.
+
+    Credentials in the message are struck out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redact(str(message)))
 
 
 class BuildBase(Frozen):
@@ -223,6 +229,14 @@ class Resources(Frozen):
     min_members: int | None = Field(
         None, ge=1, description="members that must land for the run to go on without the failed ones; default: all"
     )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="training workers that an autoscaling cluster is asked for; default: one for each member",
+    )
+    hang_seconds: float | None = Field(
+        1800.0, gt=0, description="without a step, after which a member's workers are started anew; null: never"
+    )
     price: float | None = Field(None, ge=0, description="of one device-hour, for `boom-ray plan --cluster`")
     staging: str | None = Field(
         None, description="folder on every node's own disk: token shards are copied there once per node"
@@ -272,11 +286,10 @@ class Recipe(Frozen):
         return self
 
     def to_yaml(self) -> str:
-        """The resolved recipe, every default written out, in letters as they are where YAML would not break lines."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        if _BREAKS.search(text):
-            text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-        return text
+        """The resolved recipe, every default written out; addresses without credentials."""
+        told = without_secrets(self.model_dump(mode="json"))
+        text: str = yaml.safe_dump(told, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(told, sort_keys=False) if _BREAKS.search(text) else text
 
 
 def parse_recipe(raw: dict[str, Any], origin: str = "recipe") -> Recipe:

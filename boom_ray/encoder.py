@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from boom_ray.config import BoomError, Pooling
-from boom_ray.model_files import first_line, load_tokenizer, read_json, read_modules, write_modules
+from boom_ray.model_files import check_weights, first_line, load_tokenizer, read_json, read_modules, write_modules
+from boom_ray.stores.mirrors import fetch
 
 Tokens = list[np.ndarray]
 _CPU_CHUNK_TOKENS = 2048
@@ -111,7 +112,7 @@ class Encoder:
             BoomError: no config, tokenizer or safetensors weights; a module or pooling that we do not support; more
                 tokens than embeddings.
         """
-        directory = Path(directory)
+        directory = fetch(directory)
         pooling, max_tokens = read_modules(directory)
         tokenizer = load_tokenizer(directory)
         backbone = _load_backbone(directory)
@@ -173,6 +174,7 @@ def _load_backbone(directory: Path) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    check_weights(directory)
     options = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
     try:
         with torch.random.fork_rng(devices=[]):

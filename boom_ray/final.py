@@ -44,15 +44,21 @@ class Final:
         torch.set_num_threads(task.threads)
         self._task = task
         self._ledger = Ledger(task.root)
+        self._verified = False
 
     def merge(self, name: str, point: Point) -> None:
-        """Stream the members into one model at this point, from the cached Gram matrices."""
+        """Stream the members into one model at this point, from the cached Gram matrices.
+
+        Raises:
+            BoomError: a member is not what was trained; names the file. No byte is written then.
+        """
         from boom_ray.merge.gram import Grams
         from boom_ray.merge.job import forget
         from boom_ray.merge.stream import MergeOptions, plan_coefficients
         from boom_ray.merging import merge_on_cluster
 
         settings, keys = self._task.recipe.merge, self._task.keys
+        self._verify_members()
         spec = merge_spec(self._ledger, keys, self._task.recipe)
         grams = Grams.load(spec.grams)
         groups = groups_of(point, list(grams.matrices))
@@ -71,6 +77,13 @@ class Final:
             stage.meta.update(weights=list(point.mean_weights()), scale=effective_scale(point), method=point.method)
             stage.meta.update(point=point.to_json(), tensors_by_node=nodes)
         forget(plan)
+
+    def _verify_members(self) -> None:
+        """Once: all merges are of the same members, whose Gram matrices may be of long ago."""
+        if not self._verified:
+            for key in (*self._task.keys.ensemble.values(), self._task.keys.base):
+                self._ledger.verify(key)
+            self._verified = True
 
     def publish(self, summary: dict[str, Any]) -> str:
         """Copy the chosen merge, write its card, and commit it as the published directory."""

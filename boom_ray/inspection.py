@@ -63,7 +63,7 @@ def corpus(run: Run) -> dict[str, Any]:
         told_of = accounts(ledger, keys, index, plan)
         shown = {name: {**account, **in_bag.get(name, {})} for name, account in told_of.items()}
         members.append({"name": f"member-{index}", "bag": rule.label, "steps": len(plan.batches), "datasets": shown})
-    return {"run": str(ledger.root), "datasets": datasets, "members": members}
+    return {"run": str(ledger), "datasets": datasets, "members": members}
 
 
 def schedule(run: Run, member: int) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get
 from boom_ray.config import BoomError
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.merge.engine import Engine
 from boom_ray.merge.gram import Grams, gram_of
 from boom_ray.merge.job import MergePlan, finish, merge_tensors, prepare
 from boom_ray.merge.members import open_members
-from boom_ray.session import get
+from boom_ray.stores import mirrors
 
 FILE = "grams.npz"
 _PARTS_PER_SLOT = 4  # so that a slow node delays the end by a small part
@@ -37,7 +38,8 @@ def merge_on_cluster(plan: MergePlan) -> dict[str, int]:
     Raises:
         BoomError: NaN or infinite weights or results; too little disk; a directory that a node cannot see.
     """
-    pending, slots = prepare(plan), _slots_elsewhere()
+    alone = mirrors.locate(plan.directory) is not None  # other nodes do not see what lies in a mirror
+    pending, slots = prepare(plan), 0 if alone else _slots_elsewhere()
     if not slots:
         merge_tensors(plan, pending, durable=False)
         finish(plan)
@@ -148,7 +150,7 @@ class GrowingGrams:
             ray.wait([self._last])
 
 
-@ray.remote(num_cpus=1, max_retries=1)
+@ray.remote(num_cpus=1, max_retries=3)
 def _grow(task: GramTask, after: Any) -> None:
     ledger = Ledger(task.root)
     if not ledger.has(task.key):
@@ -158,12 +160,13 @@ def _grow(task: GramTask, after: Any) -> None:
 def make_grams(task: GramTask) -> None:
     """Commit the Gram matrices of all members; what smaller sets of them have in the ledger is taken over.
 
-    Tensors are shared among the cluster's CPUs.
+    Tensors are shared among the cluster's CPUs, and so are members while their checksums are compared.
 
     Raises:
         BoomError: members that do not match, damaged files, NaN or infinite weights.
     """
     ledger = Ledger(task.root)
+    get([_verify.remote(task.root, key) for key in (*task.members, task.base) if ledger.has(key)])
     known = known_grams(ledger, task)
     members, base = task.paths()
     sizes = open_members(members, base).floats
@@ -171,6 +174,11 @@ def make_grams(task: GramTask) -> None:
     parts = cut(list(sizes), sizes, slots)
     shared = ray.put(known)
     _commit(ledger, task, get([_gram_there.remote(task, part, shared) for part in parts]))
+
+
+@ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
+def _verify(root: str, key: Key) -> None:
+    Ledger(root).verify(key)
 
 
 @ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD")
@@ -200,6 +208,6 @@ def known_grams(ledger: Ledger, task: GramTask) -> Grams | None:
             best, most = path, common
     if best is None:
         return None
-    grams = Grams.load(best / FILE)
+    grams = Grams.load(mirrors.fetch(best) / FILE)
     members, base = task.paths()
     return grams if grams.fits(open_members(members, base).fingerprints) else None

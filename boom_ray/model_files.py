@@ -6,11 +6,12 @@ A directory is not trusted: no custom code is executed, and no name leads out of
 from __future__ import annotations
 
 import json
-import os
+import re
 from pathlib import Path
 from typing import Any
 
 from boom_ray.config import BoomError, Pooling
+from boom_ray.paths import inside, safe_name
 
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -22,6 +23,7 @@ _POOLING_FLAGS = {
 }
 _SUPPORTED: tuple[Pooling, ...] = ("mean", "cls", "lasttoken")
 _MODULES = ("Transformer", "Pooling", "Normalize")
+_KERNEL = re.compile(r'implementation\w*": ("[^"]*/|\{)')  # owner/name in the place of sdpa or eager
 
 
 def write_modules(directory: Path, pooling: Pooling, hidden: int, max_tokens: int, prompts: dict[str, str]) -> None:
@@ -127,12 +129,38 @@ def read_modules(directory: Path) -> tuple[Pooling | None, int | None]:
     return pooling, limit
 
 
+def check_weights(directory: Path) -> None:
+    """Refuse what would take a loader out of a model directory, before one sees it.
+
+    transformers follows the names of an index wherever they lead, and loads adapters and kernels that files name.
+
+    Raises:
+        BoomError: a shard's name or a link leaves the directory; there is an adapter, or a kernel of a hub is named.
+    """
+    if (directory / "adapter_config.json").is_file():
+        raise BoomError(f"{directory} holds an adapter: fold it into the weights of its model, and save that model.")
+    config = read_json(directory, "config.json") if (directory / "config.json").is_file() else {}
+    if _KERNEL.search(json.dumps(config)):
+        raise BoomError(f"{directory / 'config.json'} names an attention kernel, which is code. Refused: remove it.")
+    index = directory / "model.safetensors.index.json"
+    names = ["model.safetensors"] if (directory / "model.safetensors").is_file() else []
+    if index.is_file():
+        listed = read_json(directory, index.name)
+        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(shards, dict):
+            raise BoomError(f"{index}: 'weight_map' must map tensor names to file names.")
+        names += sorted({str(shard) for shard in shards.values()})
+    for name in names:
+        inside(directory, safe_name(name, index), index)
+
+
 def read_json(directory: Path, name: str) -> Any:
     """A small file of a model directory. The directory is not trusted: a name that leads out of it is refused."""
-    if os.path.normpath(name).startswith((os.pardir, os.sep)):
-        raise BoomError(f"{directory}: '{name}' leaves the directory, so it is not read.")
+    file = safe_name(name.replace("//", "/").removeprefix("./"), directory)
     try:
-        return json.loads((directory / name).read_text(encoding="utf-8"))
+        if (directory / file).exists():
+            inside(directory, file, directory / file)
+        return json.loads((directory / file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BoomError(f"{directory / name} cannot be read: {first_line(error)}") from None
 

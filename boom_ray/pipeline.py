@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
+from boom_ray.exit_codes import Failed, Infrastructure
+from boom_ray.failures import Failure, Kind
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
 from boom_ray.preparation import Echo, Run, due, make_corpus, mine_negatives, prepare
@@ -25,10 +27,19 @@ from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_e
 from boom_ray.search.points import Point, even_point
 
 if TYPE_CHECKING:
-    from boom_ray.failures import Failure
     from boom_ray.final import FinalTask
     from boom_ray.merging import GramTask
     from boom_ray.stages import FinalHandle
+
+
+# A run that members have ended: the first of these kinds that one of them has failed with says how.
+_ENDS_AS: dict[Kind, type[BoomError]] = {
+    "mistake": BoomError,
+    "storage": Infrastructure,
+    "fault": Failed,
+    "machine": Infrastructure,
+    "preempted": Infrastructure,
+}
 
 
 @dataclass(frozen=True)
@@ -65,26 +76,37 @@ def run(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, tuple(overrides))
     ledger = Ledger.open(resolve_run_dir(recipe, run_dir), recipe.name)
     world = look(recipe)
-    if replan:
-        forget(ledger, derive_keys(recipe, world).members)
-    run = Run(recipe, ledger, world, run_keys(recipe, world, ledger), echo)
-    todo = missing(list_steps(run.recipe, ledger, run.keys))
-    if todo:
-        from boom_ray.session import hardware, ray_session
-
-        require_data(recipe)
-        _check_search(run)
-        echo(f"{recipe.name}: {len(todo)} steps to do in {ledger.root}")
-        ledger.write_text("recipe.yaml", recipe.to_yaml())
-        ledger.write_text("world.json", json.dumps(dataclasses.asdict(world), indent=1) + "\n")
-        ledger.sweep()
-        with ray_session():
-            ledger.write_text("hardware.json", json.dumps(hardware()) + "\n")
-            run = _carry_out(run)
-    else:
+    run, planned = Run(recipe, ledger, world, run_keys(recipe, world, ledger), echo), 0
+    if replan or missing(list_steps(recipe, ledger, run.keys)):
+        with held(ledger, echo):
+            if replan:
+                forget(ledger, derive_keys(recipe, world).members)
+            run, planned = _in_session(dataclasses.replace(run, keys=run_keys(recipe, world, ledger)))
+    if not planned:
         echo(f"{recipe.name}: nothing planned, everything is done.")
     summary, report = write_summary(ledger, run.keys, recipe)
-    return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, len(todo))
+    return RunResult(ledger.root, ledger.path(run.keys.published), report, summary, planned)
+
+
+def _in_session(run: Run) -> tuple[Run, int]:
+    """Carry out the steps that are missing: the run as it ended, and how many steps these were."""
+    from boom_ray.cluster.node_counts import counted_nodes
+    from boom_ray.cluster.session import ray_session
+
+    recipe, ledger = run.recipe, run.ledger
+    todo = missing(list_steps(recipe, ledger, run.keys))
+    if not todo:
+        return run, 0
+    require_data(recipe)
+    _check_search(run)
+    run.echo(f"{recipe.name}: {len(todo)} steps to do in {ledger}")
+    ledger.write_text("recipe.yaml", recipe.to_yaml())
+    ledger.write_text("world.json", json.dumps(dataclasses.asdict(run.world), indent=1) + "\n")
+    ledger.sweep()
+    with ray_session(), counted_nodes(ledger):
+        run = _carry_out(run)
+    ledger.sweep()  # workers that were killed meanwhile have left something half-written
+    return run, len(todo)
 
 
 def _check_search(run: Run) -> None:
@@ -121,9 +143,9 @@ def mine(
     world = look(recipe)
     run = Run(recipe, ledger, world, derive_keys(recipe, world), echo)
     if not run.has(run.keys.mined):
-        from boom_ray.session import ray_session
+        from boom_ray.cluster.session import ray_session
 
-        with ray_session():
+        with held(ledger, echo), ray_session():
             make_corpus(run)
             mine_negatives(run)
     assert recipe.corpus.mine is not None
@@ -149,10 +171,10 @@ def train_members(run: Run) -> Run:
     todo = missing_members(run.ledger, run.keys)
     if not todo:
         return run
+    from boom_ray.cluster.autoscale import grown_nodes
     from boom_ray.costs import measured_speed
     from boom_ray.merging import GrowingGrams
     from boom_ray.progress import watch
-    from boom_ray.session import node_resources
     from boom_ray.train.ensemble import Room, Watcher, train_ensemble
     from boom_ray.train.work import member_work
 
@@ -160,16 +182,18 @@ def train_members(run: Run) -> Run:
     members = {i: member_work(recipe, ledger, run.keys, i) for i in todo}
     rows = {i: sum(len(batch.rows) for batch in batches) for i, (_, batches) in members.items()}
     jobs, speed = member_jobs(ledger, run.keys, rows), measured_speed(ledger, run.keys, recipe)
-    plan = ensemble_plan(recipe, jobs, node_resources(), speed)
+    nodes = grown_nodes(recipe.resources, [job.width or 1 for job in jobs])
+    plan = ensemble_plan(recipe, jobs, nodes, speed)
     work = {f"member-{i}": member for i, member in members.items()}
     shape = ", ".join(f"{p.name} on {p.width}" for p in plan.placements)
     lasting = f", about {duration(plan.makespan)}" if plan.timed else ""
     run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {plan.limits.slots} worker slots{lasting}")
     watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
+    room = Room(plan.bundle, plan.limits.max_concurrent, plan.limits.slots, recipe.resources.hang_seconds)
     grams = GrowingGrams(_gram_task(run))
     with watch(watched) as shown:
         watcher = Watcher(shown.tick, grams.grow, say=run.echo)
-        failed = train_ensemble(ledger, work, plan.placements, Room(plan.bundle, plan.limits.max_concurrent), watcher)
+        failed = train_ensemble(ledger, work, plan.placements, room, watcher)
     grams.wait()
     return _without(run, {work[name][0].key: failure for name, failure in failed.items()})
 
@@ -187,7 +211,7 @@ def _without(run: Run, failed: Mapping[Key, Failure]) -> Run:
     lost = lost_members(run.recipe, run.ledger, run.keys.members)
     if not lost:
         lines = "\n  ".join(f"{key.label}: {failure}" for key, failure in failed.items())
-        raise BoomError(
+        raise _ENDS_AS[min((failure.kind for failure in failed.values()), key=list(_ENDS_AS).index)](
             f"{len(failed)} of {len(run.keys.members)} members failed; the others are kept. Run again to resume, or "
             f"set resources.min_members to go on without them.\n  {lines}"
         )
@@ -220,7 +244,7 @@ def search_members(run: Run) -> None:
     with run.ledger.stage(keys.search) as stage:
         best = search_weights(run.recipe, run.ledger, keys, stage.path, run.echo)
         stage.meta.update(best, devices=settings.actors)
-    shutil.rmtree(run.ledger.scratch("search", keys.search.name))  # where a search that is killed keeps its trials
+    run.ledger.drop(f"scratch/search/{keys.search.name}")  # where a search that is killed keeps its trials
     weights = ", ".join(f"{w:.3f}" for w in best["weights"])
     run.echo(f"  best is trial {best['number']}: weights {weights}, scale {best['scale']:.3f}, {best['value']:.4f}")
 
@@ -230,8 +254,8 @@ def _final(run: Run) -> None:
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
-    from boom_ray.session import largest_node
 
     found = run_evaluation(recipe, run.ledger, keys)
     sets = found.sets(found.trained)
@@ -265,10 +289,9 @@ def _merge(run: Run, task: FinalTask) -> None:
 
 
 def _final_actor(task: FinalTask) -> FinalHandle:
-    from boom_ray.session import hardware
     from boom_ray.stages import FinalHandle
 
-    return FinalHandle(task, gpus=min(1, hardware()["gpus"]))
+    return FinalHandle(task)
 
 
 def merge_point(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> Point:

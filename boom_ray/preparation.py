@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,12 +46,10 @@ def scratch_of(run: Run, key: Key) -> Iterator[Path]:
 
     Pieces of other artifacts of the kind belong to a recipe that has changed since and are deleted at once.
     """
-    path = run.ledger.scratch(key.kind, key.name)
-    for other in path.parent.iterdir():
-        if other != path:
-            shutil.rmtree(other, ignore_errors=True)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    for other in run.ledger.children(f"scratch/{key.kind}") - {key.name}:
+        run.ledger.drop(f"scratch/{key.kind}/{other}")
+    yield run.ledger.scratch(key.kind, key.name)
+    run.ledger.drop(f"scratch/{key.kind}/{key.name}")
 
 
 def prepare(run: Run) -> None:
@@ -147,7 +144,7 @@ def warm_base(run: Run) -> None:
     if keys.base == keys.start or not due(run, keys.base, "base: short contrastive warm-up"):
         return
     from boom_ray import stages
-    from boom_ray.session import largest_node
+    from boom_ray.cluster.session import largest_node
     from boom_ray.train.work import warm_work
 
     task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())

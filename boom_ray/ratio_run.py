@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, Ledger, identity
@@ -59,10 +60,10 @@ def search_ratios(
     run = Run(pooled, ledger, world, derive_keys(pooled, world), echo)
     key = search_key(recipe, run.keys)
     if not ledger.has(key):
-        from boom_ray.session import ray_session
+        from boom_ray.cluster.session import ray_session
 
-        ledger.sweep()
-        with ray_session():
+        with held(ledger, echo), ray_session():
+            ledger.sweep()
             prepare(run)
             if not _carry_out(run, key, space, plan_only):
                 return None

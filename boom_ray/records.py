@@ -4,7 +4,6 @@ that were final. Small files that a person can read and delete."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -59,7 +58,7 @@ def forget(ledger: Ledger, keys: Sequence[Key]) -> None:
     for key in keys:
         if not ledger.has(key):
             for folder in ("placement", "failures"):
-                (ledger.root / folder / f"{key.name}.json").unlink(missing_ok=True)
+                ledger.drop(f"{folder}/{key.name}.json")
 
 
 def drop_checkpoints(ledger: Ledger, members: Sequence[Key]) -> None:
@@ -67,9 +66,9 @@ def drop_checkpoints(ledger: Ledger, members: Sequence[Key]) -> None:
     stopped: of others nobody goes on from them."""
     wanted = {key.name for key in members if not ledger.has(key)}
     wanted |= {manifest["meta"]["member"] for _, manifest in ledger.manifests("rungs")}
-    for folder in (ledger.root / "scratch" / "members").glob("*/checkpoints"):
-        if folder.parent.name not in wanted:
-            shutil.rmtree(folder, ignore_errors=True)
+    for name in ledger.children("scratch/members"):
+        if name not in wanted and not name.endswith(".jsonl"):
+            ledger.drop(f"scratch/members/{name}/checkpoints")
 
 
 def lost_members(recipe: Recipe, ledger: Ledger, members: Sequence[Key]) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,8 @@ from boom_ray.plan import Keys, Step, World, derive_keys, steps
 from boom_ray.recipe import load_recipe
 from boom_ray.records import lost_members
 from boom_ray.report.summary import write_summary
+from boom_ray.stores import mirrors
+from boom_ray.stores.addresses import below, is_address
 
 
 def plan(
@@ -68,7 +69,7 @@ def report(run_dir: str | os.PathLike[str], *, overrides: Sequence[str] = ()) ->
     Raises:
         BoomError: not a run directory.
     """
-    recipe, ledger, keys = _known_run(Path(run_dir), overrides)
+    recipe, ledger, keys = _known_run(mirrors.opened(run_dir), overrides)
     return write_summary(ledger, keys, recipe)
 
 
@@ -126,7 +127,7 @@ def find_evaluation(
     """
     told = replace(given or Evaluation(), folders=tuple(folders))
     parent = model.resolve().parent.parent
-    root = run_dir or (parent if (parent / "world.json").is_file() else None)
+    root = mirrors.opened(run_dir) if run_dir else (parent if (parent / "world.json").is_file() else None)
     if root is None:
         if not told.named:
             raise BoomError(
@@ -159,8 +160,9 @@ def open_run(where: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Ledger
     Raises:
         BoomError: neither.
     """
-    if where.is_dir():
-        return _known_run(where, overrides)
+    run = mirrors.opened(where)
+    if run.is_dir():
+        return _known_run(run, overrides)
     return look_at(where, overrides=overrides)
 
 
@@ -178,7 +180,8 @@ def read_world(root: Path) -> World:
         BoomError: not a run directory.
     """
     if not (root / "world.json").is_file():
-        raise BoomError(f"{root} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
+        where = mirrors.told(root)
+        raise BoomError(f"{where} is not the directory of a run: it has no world.json. `boom-ray run` makes one.")
     raw = json.loads((root / "world.json").read_text())
     datasets = tuple((name, task_type) for name, task_type in raw.get("datasets", ()))
     world = World(tuple(raw["sources"]), raw["base"], tuple(raw["sets"]), datasets, tuple(raw.get("miners", ())))
@@ -195,17 +198,17 @@ def resolve_run_dir(recipe: Recipe, run_dir: str | os.PathLike[str] | None) -> P
 
 
 def run_dir_of(name: str, run_dir: str | os.PathLike[str] | None) -> Path:
-    """Where a run lives. In a Ray job a relative path is refused: the job's working directory is a temporary copy."""
+    """Where a run lives on this node, of an address its mirror. In a Ray job a relative path is refused: the job's
+    working directory is a temporary copy."""
     in_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
     home = os.environ.get("BOOM_RAY_HOME")
-    if run_dir is not None:
-        path = Path(run_dir).expanduser()
-    elif home:
-        path = Path(home).expanduser() / name
+    given = os.fspath(run_dir) if run_dir is not None else below(home, name) if home else None
+    if given is not None and is_address(given):
+        return mirrors.opened(given)
+    if given is not None:
+        path = Path(given).expanduser()
     else:
         path = Path.home() / "boom_ray" / "runs" / name if in_job else Path("runs") / name
-    if re.match(r"[a-z][a-z0-9+.-]*:/", str(run_dir or home or "")):  # a Path has lost one of the two slashes
-        raise BoomError(f"run directory {run_dir or home}: only local or shared POSIX paths are supported so far.")
     if in_job and not path.is_absolute():
         raise BoomError(
             f"run directory {path} is relative, but a job's working directory is a temporary copy that is deleted. "
@@ -253,9 +256,16 @@ def with_found_miners(recipe: Recipe, root: Path) -> Recipe:
     return recipe.model_copy(update={"corpus": corpus})
 
 
+def _is_called(artifact: Path, label: str) -> bool:
+    return artifact.name.rpartition("-")[0] == label
+
+
 def _find_miner(model: str, root: Path) -> str:
     if Path(model).is_dir():
         return model
+    for config in mirrors.listed(root):
+        if config.name == "config.json" and (config.parent == root / model or _is_called(config.parent, model)):
+            mirrors.fetch(config.parent)
     if (root / model).is_dir():
         return str(root / model)
     found = sorted(config.parent for config in root.glob(f"*/{glob.escape(model)}-*/config.json"))

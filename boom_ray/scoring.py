@@ -112,7 +112,7 @@ class _Landing:
             stage.meta["sets"] = [{field: getattr(entry, field) for field in _KEPT} for entry in task.sets]
             ordered = {entry.name: self._scores[number][entry.name] for entry in task.sets}
             stage.meta.update(scores=ordered, dev=self._dev[number], **_times(self._ended[number]))
-        shutil.rmtree(scratch, ignore_errors=True)
+        ledger.drop(f"scratch/scores/{key.name}")
 
 
 def _times(ended: list[Told]) -> dict[str, float]:

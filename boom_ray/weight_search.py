@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
 from boom_ray.ledger import Ledger
 from boom_ray.pipeline import gram_members, search_members
@@ -16,6 +17,7 @@ from boom_ray.preparation import Echo, Run
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, look_at, read_world, run_keys
 from boom_ray.search.points import Point
+from boom_ray.stores.mirrors import opened
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,15 @@ def search_run(
     Raises:
         BoomError: a member that is not in the ledger; nothing to judge by; a space without points.
     """
-    run = _open(Path(where), overrides, run_dir, members, echo)
+    run = _open(opened(where), overrides, run_dir, members, echo)
     new = not run.has(run.keys.search)
     if new:
+        from boom_ray.cluster.session import ray_session
         from boom_ray.search.settings import space_of
-        from boom_ray.session import ray_session
 
         space_of(run.recipe, len(run.keys.ensemble))
-        run.ledger.sweep()
-        with ray_session():
+        with held(run.ledger, echo), ray_session():
+            run.ledger.sweep()
             gram_members(run)
             search_members(run)
     return WeightSearch(run, run.path(run.keys.search), run.ledger.read_json(run.keys.search, "search.json"), new)
@@ -81,7 +83,7 @@ def _open(
     untrained = [key.label for key in keys.ensemble.values() if not ledger.has(key)]
     if untrained:
         raise BoomError(
-            f"{ledger.root}: {', '.join(untrained)} {'is' if len(untrained) == 1 else 'are'} not in the ledger: not "
+            f"{ledger}: {', '.join(untrained)} {'is' if len(untrained) == 1 else 'are'} not in the ledger: not "
             "trained with these settings. `boom-ray run` trains what is missing; --members leaves members out."
         )
     return Run(recipe, ledger, world, keys, echo)

@@ -1,9 +1,9 @@
-"""Carry out a recipe as a Ray job.
+"""The command `boom-ray run` as a Ray job, as KubeRay starts it: python jobs/run.py RECIPE [--set ...] [--run-dir DIR]
 
-ray job submit --working-dir . -- python jobs/run.py jobs/recipes/quickstart.yaml [--set key=value] [--run-dir DIR]
+From a machine outside: boom-ray submit RECIPE --address http://127.0.0.1:8265
 
 The run directory is $BOOM_RAY_HOME/NAME, else ~/boom_ray/runs/NAME; on several nodes it must be storage that all of
-them share. The exit code is the run's: 0 done, 2 a mistake in recipe or data, 1 anything else.
+them share, or s3://BUCKET/PATH. boom_ray/exit_codes.py has the codes that it ends with.
 """
 
 import sys

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parent.parent
-COMMANDS = ("plan", "run", "merge", "evaluate", "compare", "report")
+COMMANDS = ("plan", "run", "merge", "evaluate", "compare", "report", "submit")
 HEAVY = {"torch", "ray", "transformers", "mteb", "deepspeed", "numba", "matplotlib", "sklearn", "sentence_transformers"}
 Call = Callable[..., tuple[int, str, str]]
 
@@ -112,11 +112,6 @@ def test_mistakes_end_in_one_message(call, recipe, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == before  # and nothing was made
 
 
-def test_a_run_directory_on_an_object_store_is_refused(call, recipe, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    _one_message(call("plan", recipe, "--run-dir", "s3://bucket/run"), "bucket/run", "POSIX")
-
-
 def test_a_base_that_is_not_there_is_refused_by_the_plan(call, recipe):
     _one_message(call("plan", recipe, "--set", "base={model: ./none}"), "./none", "is not a directory")
 
@@ -189,6 +184,10 @@ def test_a_plan_for_a_cluster_shows_who_trains_when(call, recipe, tmp_path):
     written = json.loads((tmp_path / "plan.json").read_text())
     assert written["ensemble"]["slots"] == 8
     assert written["ensemble"]["lower_bound"] <= written["ensemble"]["makespan"] < 3600
+    assert "give --parameters" in out
+    code, out, err = call("plan", recipe, *wanted, "--parameters", "6e8", "--json", tmp_path / "plan.json")
+    assert "network, on paper: " in out
+    assert json.loads((tmp_path / "plan.json").read_text())["ensemble"]["network"]["written"] == 6 * 4 * 6e8
     assert [step["name"] for step in written["steps"]][-1] == "publish"
     assert not (tmp_path / "run").exists()
     _one_message(call("plan", recipe, "--set", "resources.min_members=3"), "min_members (3)", "2 members")

@@ -128,6 +128,25 @@ def _is_spot(node: dict[str, Any]) -> bool:
     return aws or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_workers_hand_on_the_notice_of_their_cloud(name):
+    cloud = name.removesuffix(".yaml")
+    told = [c for c in load(name)["worker_start_ray_commands"] if "boom_ray.cluster.spot_notice" in c]
+    assert [c.split()[:5] for c in told] == [["nohup", "python", "-m", "boom_ray.cluster.spot_notice", cloud]]
+    assert told[0].endswith("&"), "the launcher would wait for it"
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_spot_pods_hand_on_their_end(name):
+    for group in ray_spec(name)["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        hook = pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+        assert (hook is not None) == group["groupName"].endswith("-spot")
+        if hook:
+            assert hook[:-1] == ["python", "-m", "boom_ray.cluster.spot_notice", "now", "--seconds"]
+            assert int(hook[-1]) < pod["terminationGracePeriodSeconds"]
+
+
 @pytest.mark.parametrize("name", LAUNCHER)
 def test_the_head_takes_no_work(name):
     config = load(name)

@@ -103,7 +103,7 @@ def test_a_broken_member_is_named_wherever_it_is_read(cluster: None, task: GramT
     plan = plan_coefficients(values, members, base, tmp_path / "broken", options=MergeOptions(workers=1))
     with pytest.raises(BoomError, match=r"members/member-1-1+: tensor 'encoder.layer.\d+.weight' has 3 NaN"):
         merge_on_cluster(plan)
-    with pytest.raises(BoomError, match="3 NaN"):
+    with pytest.raises(BoomError, match="damaged or missing"):
         make_grams(task)
 
 

@@ -50,7 +50,7 @@ def theirs(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     datasets.disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(root / "tokenizer", trust_remote_code=False)
     cache = str(root / "cache")
     imported = time.perf_counter() - started
     loaded = {
@@ -130,7 +130,7 @@ def memory(root: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _session() -> Any:
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     return ray_session()
 

@@ -153,8 +153,8 @@ def main(job: Mapping[str, Any]) -> None:
 
         train_plain(task, list(batches))
     else:
+        from boom_ray.cluster.session import ray_session
         from boom_ray.resources import Bundle, Placement
-        from boom_ray.session import ray_session
         from boom_ray.train.ensemble import Room, train_ensemble
 
         with ray_session():

@@ -7,7 +7,7 @@ what is missing. Ray Data's own restarts would do that in place, but warn on eve
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from boom_ray.config import BoomError
+from boom_ray.data.workers import Files, raise_told, told
 from boom_ray.resources import Bundle
+from boom_ray.stores.mirrors import fetch
 
 _BLOCKS = 64  # parts that actors ask for: enough to share unequal pieces evenly
 _LOSSES = 3  # pools lost one after the other without a piece done
@@ -25,10 +27,19 @@ Make = Callable[[], Callable[[Any], None]]
 
 
 class Unit(Protocol):
-    """A piece of work; it is done when the file is there."""
+    """A piece of work; it is done when the file is there. ``reads`` and ``writes``: as in ``workers.Files``."""
 
     @property
     def target(self) -> Path: ...
+
+    @property
+    def reads(self) -> Iterable[Path]: ...
+
+    @property
+    def writes(self) -> Iterable[Path]: ...
+
+
+_FILES = Files(lambda unit: unit.reads, lambda unit: unit.writes)
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,7 @@ def on_actors(make: Make, units: Sequence[Unit], pool: Pool, tick: Callable[[int
 
 
 def _undone(units: Sequence[Unit]) -> list[Unit]:
-    return [unit for unit in units if not unit.target.is_file()]
+    return [unit for unit in units if not fetch(unit.target).is_file()]
 
 
 class _Actor:
@@ -77,10 +88,10 @@ class _Actor:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
             self._work = self._work or self._make()
-            self._work(self._units[row["unit"]])
+            _FILES.around(self._work, self._units[row["unit"]])
         except BoomError as error:
-            return {"mistake": str(error)}
-        return {"mistake": ""}
+            return told(error)
+        return told()
 
 
 def _stream(make: Make, units: Sequence[Unit], pool: Pool) -> Iterator[int]:
@@ -105,8 +116,7 @@ def _stream(make: Make, units: Sequence[Unit], pool: Pool) -> Iterator[int]:
                 ray_remote_args_fn=_without_restarts,
             )
         for done, row in enumerate(stream.iter_rows(), start=1):
-            if row["mistake"]:
-                raise BoomError(row["mistake"])
+            raise_told(row)
             yield done
 
 

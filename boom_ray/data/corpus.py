@@ -28,7 +28,8 @@ from boom_ray.data.known import NothingNew, write_known
 from boom_ray.data.parts import COUNTS, Part, Unit, part_folder, read_part, write_part
 from boom_ray.data.python_environment import Function, Package, list_packages, read_package
 from boom_ray.data.sources import SourceFile, resolve, spans
-from boom_ray.data.workers import on_workers
+from boom_ray.data.workers import Files, on_workers
+from boom_ray.stores.mirrors import send
 
 SPAN_BYTES = 16 << 20  # of an uncompressed file: a unit of work of some seconds
 _ROWS_PER_FILE = 4000  # of the rows that the Python environment gives, so that workers share them
@@ -84,7 +85,9 @@ def build_corpus(
         raise NothingNew(f"all rows of the new data that can be used, {twice} of them, are in the corpus already.")
     if not kept.any():
         raise quarantine.nothing_left(corpus, counts)
-    on_workers(reduce.write_shard, reduce.plan_shards(parts, kept, work, out))
+    plans = reduce.plan_shards(parts, kept, work, out)
+    send(work / reduce.KEPT)
+    on_workers(reduce.write_shard, plans, Files(lambda plan: (plan.kept, *plan.tables), lambda plan: [plan.target]))
     _write_json(out / "datasets.json", _datasets(index, parts, sources, counts))
     _write_json(out / "counts.json", counts)
     if scratch is None:
@@ -119,7 +122,9 @@ def tokenise(
     shards = sorted(corpus_dir.glob("rows-*.arrow"))
     done = job.finished(shards)
     todo = [shard for shard in shards if shard not in done]
-    done |= dict(zip(todo, on_workers(partial(tokens.tokenise_shard, job=job), todo), strict=True))
+    send(job.tokenizer)
+    files = Files(lambda shard: (shard, job.tokenizer, job.datasets), job.files)
+    done |= dict(zip(todo, on_workers(partial(tokens.tokenise_shard, job=job), todo, files), strict=True))
     totals = [done[shard] for shard in shards]
     for shard in shards:
         shutil.move(job.target(shard), out)
@@ -149,7 +154,7 @@ def _units(corpus: Corpus, work: Path, evaluation: Path) -> tuple[list[Unit], li
 
 def _claim(work: Path, units: Sequence[Unit]) -> None:
     """Make ``work`` the scratch of these units: parts of files that have changed since are deleted."""
-    marker, text = work / "units.txt", "\n".join(f"{unit.file!r} {unit.span!r}" for unit in units)
+    marker, text = work / "units.txt", "\n".join(f"{u.file} {u.file.size} {u.file.digest} {u.span!r}" for u in units)
     if marker.is_file() and marker.read_text("utf-8") == text:
         return
     for part in work.glob("part-*"):
@@ -162,7 +167,14 @@ def _write_parts(units: Sequence[Unit], work: Path, near: float | None) -> list[
     there = set(os.listdir(work))  # asking for each by name would let NFS remember for a while that it is not there
     done = {u.index: read_part(work, u.index) for u in units if part_folder(work, u.index).name in there}
     todo = [unit for unit in units if unit.index not in done]
-    written = on_workers(partial(write_part, work=work, near=near), todo)
+    inputs = [file for file in work.iterdir() if file.is_file()]
+    for file in inputs:
+        send(file)
+    files = Files(
+        lambda unit: inputs + ([unit.file] if isinstance(unit.file, Path) else []),
+        lambda unit: [part_folder(work, unit.index)],
+    )
+    written = on_workers(partial(write_part, work=work, near=near), todo, files)
     done |= {unit.index: Part.of(work, unit.index, result) for unit, result in zip(todo, written, strict=True)}
     return [done[unit.index] for unit in units]
 
@@ -172,7 +184,7 @@ def _read_environment(source: PythonEnvironmentSource, work: Path, evaluation: P
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     packages = list_packages(source)
-    on_workers(partial(_store_functions, folder=work), packages)
+    on_workers(partial(_store_functions, folder=work), packages, Files(writes=lambda package: [work / package.name]))
     functions = (f for package in packages for f in _stored_functions(work / package.name))
     selection = environment_sets.select(functions, source)
     evaluation.mkdir()
@@ -183,6 +195,7 @@ def _read_environment(source: PythonEnvironmentSource, work: Path, evaluation: P
         files.append(work / f"rows-{start:08d}.jsonl")
         with open(files[-1], "w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows[start : start + _ROWS_PER_FILE])
+        send(files[-1])
     return files, own_texts
 
 

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boom_ray.cluster.autoscale import grown_nodes
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_corpus import Mine
 from boom_ray.data.actors import Pool, on_actors
 from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest
 from boom_ray.data.mining_texts import KINDS, TEXTS_PER_SHARD, read_texts, row_shards, text_shard, write_index
-from boom_ray.data.workers import on_workers
+from boom_ray.data.workers import Files, on_workers
 from boom_ray.resources import bundle, slots
-from boom_ray.session import hardware, node_resources
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
@@ -64,14 +64,14 @@ class MineTask:
 
 
 def mine_task(recipe: Recipe, settings: Mine, digests: Sequence[str], corpus: Path, scratch: Path) -> MineTask:
-    """The task on the cluster as it is: workers like those that train.
+    """The task on the cluster as it is, or grows to: workers like those that train.
 
     Raises:
         BoomError: no node has room for one worker.
     """
-    worker = recipe.resources
-    needed = bundle({"GPU": hardware()["gpus"]}, worker.cpus_per_worker, worker.gpus_per_worker)
-    pool, chunk_tokens = Pool(slots(node_resources(), needed), needed), recipe.evaluate.chunk_tokens
+    worker, nodes = recipe.resources, grown_nodes(recipe.resources, [1])
+    needed = bundle({"GPU": sum(n.get("GPU", 0.0) for n in nodes)}, worker.cpus_per_worker, worker.gpus_per_worker)
+    pool, chunk_tokens = Pool(slots(nodes, needed), needed), recipe.evaluate.chunk_tokens
     return MineTask(corpus.resolve(), scratch.resolve() / _LAYOUT, settings, tuple(digests), chunk_tokens, pool)
 
 
@@ -88,7 +88,7 @@ def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
     entries = mined_datasets(task.corpus, task.settings)
     places = [_place(task, place, entry["name"]) for place, entry in entries.items()]
     plain = [(entry["name"], entry["task_type"], p.texts) for entry, p in zip(entries.values(), places, strict=True)]
-    sizes = on_workers(partial(_index, task.corpus), plain)
+    sizes = on_workers(partial(_index, task.corpus), plain, Files(lambda _: [task.corpus], lambda item: [item[2]]))
     texts = [
         _Texts(place, entry, size, model)
         for model in range(len(task.digests))
@@ -98,9 +98,9 @@ def mine(task: MineTask, out: Path, say: Say = print) -> Counts:
     on_actors(partial(_Embedder, task), embeddings, task.pool, _progress(say, "shards of texts embedded"))
     rankings = _each_once(t.rankings(task.settings.ranks) for t in texts)
     on_actors(partial(_Ranker, task), rankings, task.pool, _progress(say, "shards of queries ranked"))
-    written = on_workers(
-        partial(write_shard, datasets=places, settings=task.settings, out=out), row_shards(task.corpus)
-    )
+    shards, found = row_shards(task.corpus), [path for place in places for path in place.folders]
+    files = Files(lambda shard: [shard, *found], lambda shard: [out / shard.name])
+    written = on_workers(partial(write_shard, datasets=places, settings=task.settings, out=out), shards, files)
     counts = _total(places, written)
     _write_rest(task, counts, out)
     return counts
@@ -153,6 +153,14 @@ class _Embedding:
     prompt: str
     target: Path
 
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        return (self.texts,)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        return (self.target,)
+
 
 @dataclass(frozen=True)
 class _Ranking:
@@ -163,6 +171,14 @@ class _Ranking:
     ranks: tuple[int, int]
     scores: Path
     target: Path
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        return (self.queries, *self.passages)
+
+    @property
+    def writes(self) -> tuple[Path, ...]:
+        return (self.scores, self.target)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class MinedDataset:
     vectors: tuple[Path, ...]
     rankings: tuple[Path, ...]
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        return (self.texts, *self.vectors, *self.rankings)
+
 
 def write_shard(shard: Path, datasets: Sequence[MinedDataset], settings: Mine, out: Path) -> dict[str, dict[str, int]]:
     """Write ``out``/NAME-OF-SHARD; ids, order and batches stay as they are.

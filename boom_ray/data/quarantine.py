@@ -10,6 +10,7 @@ from pathlib import Path
 from boom_ray.config import BoomError
 from boom_ray.config_corpus import Corpus, FilesSource
 from boom_ray.data.parts import Part, Unit
+from boom_ray.stores.files import shown
 
 _NAMED = 5
 
@@ -56,7 +57,7 @@ def check_bad_rows(counts: Counts, most: float, quarantine: Path) -> None:
 def nothing_left(corpus: Corpus, counts: Counts) -> BoomError:
     """What to say when no row stays."""
     lost = {key: sum(c[key] for c in counts.values()) for key in ("rows_in", "rejected", "decontaminated")}
-    where = ", ".join(s.origin if isinstance(s, FilesSource) else s.source for s in corpus.datasets)
+    where = ", ".join(shown(s.origin) if isinstance(s, FilesSource) else s.source for s in corpus.datasets)
     return BoomError(
         f"no training rows: {where} gave {lost['rows_in']} rows, of which {lost['rejected']} were bad and "
         f"{lost['decontaminated']} hold an evaluation text. Give other files in corpus.datasets."

@@ -23,6 +23,7 @@ from boom_ray.data.bagging import derive_seed, membership_hash
 from boom_ray.data.parts import BATCH_ROWS, INDEX, ROWS, Part
 
 SHARD_ROWS = 20_480  # also the unit of tokenising: small enough for all cores to have work
+KEPT = "kept.bin"  # which rows stay, in the scratch folder
 _BUCKET_ROWS = 4 << 20  # sorted at once in the search for duplicates
 
 
@@ -109,7 +110,7 @@ class ShardPlan:
 
 def plan_shards(parts: Sequence[Part], kept: np.ndarray, work: Path, out: Path) -> list[ShardPlan]:
     """Shards of 20,480 kept rows each (the last has fewer): rows-00000.arrow and so on."""
-    mask = work / "kept.bin"
+    mask = work / KEPT
     kept.tofile(mask)
     rows = np.flatnonzero(kept)
     offsets = np.cumsum([0, *(part.rows for part in parts)])

@@ -13,7 +13,7 @@ import yaml
 
 from boom_ray.config import BoomError
 from boom_ray.config_corpus import FilesSource
-from boom_ray.storage import Entry, hub_parts, list_files, open_file, shown, split
+from boom_ray.stores.files import Entry, hub_parts, list_files, open_file, shown, split
 
 _MOST_README = 4 << 20  # bytes
 _SPLIT_WORDS = ("train", "training", "test", "testing", "eval", "evaluation", "dev", "validation", "valid", "val")

@@ -15,7 +15,7 @@ from boom_ray.config_corpus import FilesSource
 from boom_ray.data import lines, remote, tables
 from boom_ray.data.lines import Damaged
 from boom_ray.ledger import file_sha256
-from boom_ray.storage import Entry, is_remote, open_file, shown
+from boom_ray.stores.files import Entry, is_remote, open_file, shown
 
 _TEXT = (".jsonl", ".ndjson")
 _PACKED_TEXT = tuple(kind + packed for kind in (*_TEXT, ".json") for packed in (".gz", ".zst"))

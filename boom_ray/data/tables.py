@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from boom_ray.data.lines import Damaged
-from boom_ray.storage import Unreachable
+from boom_ray.stores.files import Unreachable
 
 _ROWS = 64  # turned into Python objects at once: a dictionary lets a tiny file claim one long text for each
 _MAX_GROUP_BYTES = 4 << 30  # of one row group, decompressed

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from boom_ray.config import BoomError
 from boom_ray.data.encoding import Ragged, TextEncoder
+from boom_ray.stores.mirrors import fetch
 
 TOKENS = pa.schema(
     [
@@ -58,7 +59,7 @@ class TokenStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = fetch(directory)
         if not (self.directory / "datasets.json").is_file():
             raise BoomError(f"{directory} holds no token shards. `boom-ray run` makes what is missing.")
         self.datasets: list[dict[str, Any]] = json.loads((self.directory / "datasets.json").read_text(encoding="utf-8"))
@@ -164,7 +165,9 @@ def save_effective_tokenizer(tokenizer_dir: Path, max_tokens: int, file: Path) -
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, use_fast=True, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            tokenizer_dir, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise BoomError(f"{tokenizer_dir} has no tokenizer that can be loaded: {error}") from None
     if not tokenizer.is_fast:
@@ -186,6 +189,10 @@ class TokenJob:
     def target(self, rows: Path) -> Path:
         """The token shard of the same number."""
         return self.out / rows.name.replace("rows-", "tokens-")
+
+    def files(self, rows: Path) -> list[Path]:
+        """What :func:`tokenise_shard` writes."""
+        return [self.target(rows), self.target(rows).with_suffix(".json")]
 
     def finished(self, shards: Sequence[Path]) -> dict[Path, dict[str, int]]:
         """What :func:`tokenise_shard` returned, by row shard, for those that are done."""

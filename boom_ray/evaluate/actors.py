@@ -15,6 +15,7 @@ from boom_ray.evaluate.board import Action, Encode, Resume, Start
 from boom_ray.evaluate.crew import Encoded, Failed, Lost, Outcome, Ready, packed
 from boom_ray.evaluate.downloads import offline
 from boom_ray.evaluate.worker import Work, Worker
+from boom_ray.exit_codes import Infrastructure
 from boom_ray.resources import Bundle, fitting
 
 _PER_GPU = 2  # actors: while mteb computes for one, the other encodes
@@ -95,7 +96,7 @@ class Actors:
         """See :class:`Crew`.
 
         Raises:
-            BoomError: vectors were lost with a node.
+            Infrastructure: vectors were lost with a node, or actors die again and again.
         """
         import ray
 
@@ -116,13 +117,13 @@ class Actors:
             value = ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, ObjectLostError):
-                raise BoomError("a node was lost with vectors on it. Run again: what was scored is kept.") from None
+                raise Infrastructure("a node was lost with vectors on it. Run again: scores so far are kept.") from None
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Failed(BoomError(str(cause)) if isinstance(cause, BoomError) else cause)
         except (ActorDiedError, ActorUnavailableError) as error:
             self._deaths += 1
             if self._deaths > _DEATHS * self.count:
-                raise BoomError(f"the actors that score models die again and again: {error}") from None
+                raise Infrastructure(f"the actors that score models die again and again: {error}") from None
             return Lost()
         if flight.action is None:
             return Ready()

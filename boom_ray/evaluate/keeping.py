@@ -2,15 +2,17 @@
 
 mteb hands every task's predictions to ``_save_task_predictions`` and single steps to small methods; the mixins look at
 both and change nothing. :attr:`Keeping.samples` then holds units whose score is mteb's main score; of kind ``none``
-where the main score is no function of units that can be drawn again (Kendall's tau, p-MRR).
+where the main score is no function of units that can be drawn again.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from boom_ray.evaluate.significance import Samples
 
 _Task: Any = object  # the mixins stand before a subclass of mteb's AbsTask, whose methods they call by super()
 _OF_QUERY = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P", "hit_rate": "success"}
+_FOLLOWING = threading.Lock()  # one task at a time looks at what mteb computes
 _MERGED = "max_over_subqueries_"
 _SIMILARITIES = {
     "similarity": ("similarity_scores", 1),
@@ -80,7 +83,23 @@ class KeepsRetrieval(Keeping):
             self._keep("mean", [found[query][name] for query in queries])
         elif metric == "mrr" and not self.skip_first_result:
             self._keep("mean", [_reciprocal_rank(results.get(q, {}), qrels[q], int(k)) for q in queries])
+        if self.entry.metric == "p-MRR":
+            return self._followed(scores, qrels, results, **where)
         return super().task_specific_scores(scores, qrels, results, **where)
+
+    def _followed(self, *found: Any, **where: Any) -> Any:
+        """Keeps how far each query followed; which documents its instruction changes, the task finds out on the way."""
+        from mteb._evaluators import retrieval_metrics
+
+        score = retrieval_metrics.calculate_pmrr
+
+        def keep(before: Any, after: Any, changed: Any) -> float:
+            asked = sorted(query for query in changed if f"{query}-og" in before and f"{query}-changed" in after)
+            self._keep("mean", [score(before, after, {query: changed[query]}) for query in asked if changed[query]])
+            return score(before, after, changed)
+
+        with _FOLLOWING, mock.patch.object(retrieval_metrics, "calculate_pmrr", keep):
+            return super().task_specific_scores(*found, **where)
 
     def _merged(self, qrels: Any, results: Any) -> Any:
         """Metrics of queries whose parts, ``QUERY_1``, ``QUERY_2`` ..., count as one by each document's best score."""
@@ -108,6 +127,15 @@ class KeepsClassification(Keeping):
         else:
             numbers = np.unique(np.concatenate([gold, found.ravel()]), return_inverse=True)[1]
             self._keep(f"labels:{self.entry.metric}", numbers[len(gold) :].reshape(found.shape), numbers[: len(gold)])
+
+
+class KeepsRegression(Keeping):
+    """What each draw's regression makes of each test text."""
+
+    def _save_task_predictions(self, predictions: Any, *_: Any, **where: Any) -> None:
+        gold = np.asarray(self._rows(where)[self.label_column_name], dtype=float)
+        if self.entry.metric == "kendalltau" and not self.is_cross_validation:
+            self._keep("kendalltau", np.asarray(predictions, dtype=float), gold)
 
 
 class KeepsMultilabel(Keeping):

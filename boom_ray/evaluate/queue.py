@@ -139,11 +139,14 @@ def score_jobs(work: Work, jobs: Sequence[Job], told: Callable[[Told], None], ac
         crew, on_cpu = _here(work, costs, useful)
         with_crew(crew, min(work.chunk_tokens, _CPU_TOKENS) if on_cpu else work.chunk_tokens)
         return
+    from boom_ray.cluster.autoscale import nodes_with
+    from boom_ray.cluster.session import ray_session
     from boom_ray.evaluate.actors import Actors, places
-    from boom_ray.session import node_resources, ray_session
+    from boom_ray.resources import Bundle
 
     with ray_session():
-        most, bundle = places(node_resources(), max(_weights(model) for model in work.models))
+        nodes = nodes_with(Bundle(1, 1.0), Bundle(1, 0.0))
+        most, bundle = places(nodes, max(_weights(model) for model in work.models))
         team = Actors(work, min(actors or useful, most), bundle)
         with_crew(team, work.chunk_tokens if bundle.gpus else min(work.chunk_tokens, _CPU_TOKENS))
 

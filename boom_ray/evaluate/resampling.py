@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+_ROWS = 1024  # of a table of pairs, held at once
+
 
 def pearson(counts: np.ndarray, values: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Pearson's correlation of two columns [N]; 0 where one of them is constant."""
@@ -19,6 +21,19 @@ def pearson(counts: np.ndarray, values: np.ndarray, gold: np.ndarray) -> np.ndar
 def spearman(counts: np.ndarray, values: np.ndarray, gold: np.ndarray) -> np.ndarray:
     """Spearman's correlation: Pearson's of the average ranks; 0 where one column is constant."""
     return _correlation(counts, ranks(counts, values), ranks(counts, gold))
+
+
+def kendall(counts: np.ndarray, values: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of two columns [N]; 0 where one of them is constant. Takes R * N * N operations."""
+    agree, apart, apart_gold = (np.zeros(len(counts)) for _ in range(3))
+    for start in range(0, len(values), _ROWS):
+        rows = slice(start, start + _ROWS)
+        sign = np.sign(values[rows, None] - values[None, :])
+        sign_gold = np.sign(gold[rows, None] - gold[None, :])
+        for total, pairs in ((agree, sign * sign_gold), (apart, np.abs(sign)), (apart_gold, np.abs(sign_gold))):
+            total += np.einsum("rn,rn->r", counts[:, rows] @ pairs, counts)
+    both = np.sqrt(apart * apart_gold)
+    return np.divide(agree, both, out=np.zeros(len(both)), where=both > 0)
 
 
 def ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -75,7 +75,7 @@ def load_samples(
 ) -> dict[str, Samples]:
     """What each score of an evaluated model was made from, for the intervals of ``significance``.
 
-    Sets whose main score is no function of single units (Kendall's tau, p-MRR) are left out.
+    Sets whose main score is no function of single units are left out.
 
     Raises:
         BoomError: a set has not been evaluated for this model.

@@ -34,6 +34,7 @@ class Samples:
     - ``ap``, ``best_accuracy``, ``best_f1``: ``values`` [N] similarities, higher is more alike, ``gold`` [N] 0 or 1.
     - ``labels:METRIC`` (accuracy, ap, f1, precision, recall, and the last three with ``_weighted``): ``values`` [E, N]
       predicted and ``gold`` [N] true class numbers; the score is the mean over runs.
+    - ``kendalltau``: ``values`` [E, N] predicted and ``gold`` [N] true values; tau-b, mean over runs.
     - ``multilabel:f1``: ``values`` [E, N, L] and ``gold`` [N, L], 0 or 1; macro average, mean over runs.
     - ``v_measure``, ``ami``: ``gold`` [N] or [E, N] class numbers, ``values`` [E, N] the cluster of each text in each
       k-means run; the score is the mean over runs, which are not run again.
@@ -99,6 +100,8 @@ class Samples:
         kind, _, metric = self.kind.partition(":")
         if kind == "multilabel":
             return resampling.multilabel_f1(counts, self.values[run], gold)
+        if kind == "kendalltau":
+            return resampling.kendall(counts, self.values[run], gold)
         score = resampling.label_metric(metric) if kind == "labels" else _CLUSTERS[kind]
         return score(counts, self.values[run].astype(np.int64), gold.astype(np.int64))
 

@@ -24,7 +24,7 @@ from boom_ray.evaluate.significance import Samples
 _KEEPING: tuple[tuple[Any, Any], ...] = (  # the first that fits: some classes of mteb are subclasses of others
     (kinds.AbsTaskRetrieval, keeping.KeepsRetrieval),
     (kinds.AbsTaskMultilabelClassification, keeping.KeepsMultilabel),
-    (kinds.AbsTaskRegression, keeping.Keeping),
+    (kinds.AbsTaskRegression, keeping.KeepsRegression),
     (kinds.AbsTaskClassification, keeping.KeepsClassification),
     (kinds.AbsTaskClustering, keeping.KeepsClustering),
     (kinds.AbsTaskClusteringLegacy, keeping.KeepsOldClustering),
@@ -73,7 +73,7 @@ class _Registered:
         """As mteb's, then cut. The data are asked for by mteb's revision; results bear the capped one."""
         if self.data_loaded:
             return
-        own = self.__dict__.pop("metadata")
+        own, self.metadata = self.metadata, _without_code(type(self).metadata)
         try:
             with cached_configurations():
                 super().load_data(**options)  # type: ignore[misc]
@@ -114,6 +114,12 @@ def _aggregate(known: Any, entry: EvalSet) -> Any:
     task.metadata = _capped(known.metadata, entry).model_copy(update={"tasks": parts})
     task.tasks, task.taskname_to_task = parts, {part.metadata.name: part for part in parts}
     return task
+
+
+def _without_code(metadata: Any) -> Any:
+    """mteb's metadata, by which a dataset's own code is not run, whatever the task says."""
+    dataset = {key: value for key, value in metadata.dataset.items() if key != "trust_remote_code"}
+    return metadata.model_copy(update={"dataset": dataset})
 
 
 def _capped(metadata: Any, entry: EvalSet) -> Any:

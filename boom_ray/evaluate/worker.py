@@ -16,6 +16,7 @@ from boom_ray.evaluate.board import Job, Need
 from boom_ray.evaluate.paused import Ended, Paused
 from boom_ray.evaluate.sets import EvalSet
 from boom_ray.evaluate.vectors import MtebEncoder, TokenCache, default_prompt, text_key
+from boom_ray.stores.mirrors import fetch, send
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder
@@ -157,6 +158,8 @@ class Worker:
         from boom_ray.evaluate.score import run_set
 
         self._use_threads()
+        if (folder := self._work.sets[job.entry].path) is not None:
+            fetch(folder)
 
         def vectors(texts: Sequence[str], prompt: str) -> np.ndarray:
             read = [prompt + text for text in texts]
@@ -167,6 +170,7 @@ class Worker:
         meta = model_meta(directory, model.name, model.revision, model.trained)
         adapter = MtebEncoder(encoder, meta, self._work.chunk_tokens, default_prompt(directory), vectors)
         run_set(adapter, entry, cache)
+        send(Path(model.results))
         score = cached(cache, meta, entry)
         if score is None:
             raise BoomError(f"the result of '{entry.name}' was written to {model.results} but cannot be read back.")

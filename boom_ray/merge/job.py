@@ -32,6 +32,7 @@ from boom_ray.merge.members import Members, open_members
 from boom_ray.merge.methods import Setting, tensor_coefficients
 from boom_ray.merge.ranks import TensorPass
 from boom_ray.merge.registry import check_parameters, get_method
+from boom_ray.stores.disks import DiskFull
 
 _PLAN, _LAID_OUT = "plan.json", "laid_out.json"
 GROUP = 1 << 23  # elements whose Gram and sum are computed one after the other, while the page cache still holds them
@@ -152,7 +153,7 @@ def check_room(plan: MergePlan) -> None:
     needed = sum(plan.layout.sizes.values()) + (16 << 20)
     free = shutil.disk_usage(plan.directory).free
     if free < needed:
-        raise BoomError(f"{plan.directory}: the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free.")
+        raise DiskFull(f"{plan.directory}: the merge needs {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free.")
 
 
 def _copy_tensor(plan: MergePlan, name: str) -> None:

@@ -13,6 +13,7 @@ from boom_ray.config import BoomError
 from boom_ray.ledger import identity
 from boom_ray.merge.headers import FLOATS, Tensor
 from boom_ray.merge.shards import Checkpoint, Maps, open_checkpoint
+from boom_ray.stores import mirrors
 
 CODES = {"F32": 0, "BF16": 1, "F16": 2}
 _PREFIX = "model."
@@ -78,7 +79,10 @@ def open_members(members: Sequence[str | os.PathLike[str]], base: str | os.PathL
     """
     if not members:
         raise BoomError("a merge needs at least one member. Name model directories.")
-    checkpoints = tuple(open_checkpoint(path) for path in [*members, *([base] if base is not None else [])])
+    paths = [*members, *([base] if base is not None else [])]
+    for path in paths:
+        mirrors.fetch(path)
+    checkpoints = tuple(open_checkpoint(path) for path in paths)
     first = checkpoints[0]
     common = set.intersection(*({_plain(name) for name in c.tensors} for c in checkpoints))
     kept = [_without_copies(checkpoint, common) for checkpoint in checkpoints]

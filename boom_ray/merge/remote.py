@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from boom_ray.config import BoomError
 from boom_ray.ledger import identity
-from boom_ray.storage import Entry, check_room, hub_parts, is_remote, list_files, open_file, retried, shown, split
+from boom_ray.paths import is_safe
+from boom_ray.stores.files import Entry, check_room, hub_parts, is_remote, list_files, open_file, retried, shown, split
 
 _WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 
@@ -97,4 +98,4 @@ def _below(entry: Entry, root: str) -> str:
 
 def _is_wanted(name: str) -> bool:
     parts: Sequence[str] = PurePosixPath(name).parts
-    return name.endswith(_WANTED) and not {"onnx", "openvino"} & set(parts) and ".." not in parts
+    return name.endswith(_WANTED) and not {"onnx", "openvino"} & set(parts) and is_safe(name)

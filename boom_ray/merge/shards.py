@@ -2,7 +2,7 @@
 
 Only safetensors is read. A checkpoint is ``model.safetensors`` or the shards of ``model.safetensors.index.json``, and
 the weights of the module folders that ``modules.json`` names (a Dense layer, for example), whose tensors are called
-``FOLDER/name`` here. Nothing a file says is trusted: see :mod:`boom_ray.merge.headers` and :func:`_inside`.
+``FOLDER/name`` here. Nothing a file says is trusted: see :mod:`boom_ray.merge.headers` and :mod:`boom_ray.paths`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from boom_ray.config import BoomError
 from boom_ray.merge.headers import FLOATS, ITEM_BYTES, STORAGE, Tensor, parse_header, read_header, read_json
+from boom_ray.paths import inside, safe_name
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -119,7 +120,7 @@ def module_folders(root: Path) -> list[str]:
         raise BoomError(f"{file} must be a list of modules, each with a 'path'.")
     folders = [module.get("path", "").rstrip("/") for module in modules]
     for folder in folders:
-        _safe_name(folder, file) if folder else None
+        safe_name(folder, file) if folder else None
     return list(dict.fromkeys(folder for folder in folders if folder))
 
 
@@ -130,7 +131,7 @@ def _weight_files(root: Path, folder: str) -> list[tuple[str, frozenset[str] | N
     if not index.is_file():
         file = f"{prefix}{SINGLE}"
         if (root / file).is_file():
-            return [(_inside(root, file, root / file), None)]
+            return [(inside(root, file, root / file), None)]
         pickled = [p.name for p in (root / folder).glob("*") if p.suffix in _PICKLES and "training" not in p.name]
         if pickled and folder:
             raise BoomError(
@@ -145,40 +146,15 @@ def _weight_files(root: Path, folder: str) -> list[tuple[str, frozenset[str] | N
     for name, shard in weight_map.items():
         shards.setdefault(shard, set()).add(name)
     return [
-        (_inside(root, f"{prefix}{_bare(s, index)}", index), frozenset(names)) for s, names in sorted(shards.items())
+        (inside(root, f"{prefix}{_bare(s, index)}", index), frozenset(names)) for s, names in sorted(shards.items())
     ]
 
 
 def _bare(name: str, origin: Path) -> str:
-    _safe_name(name, origin)
+    safe_name(name, origin)
     if "/" in name or not name.endswith(".safetensors"):
         raise BoomError(f"{origin}: '{name[:200]}' is not the bare name of a .safetensors file beside the index.")
     return name
-
-
-def _safe_name(name: str, origin: Path) -> None:
-    parts = name.split("/")
-    if "\0" in name or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts) or len(name) > 255:
-        raise BoomError(f"{origin}: the file name {name[:200]!r} leaves the directory or is not a plain name. Refused.")
-
-
-def _inside(root: Path, file: str, origin: Path) -> str:
-    """Refuse a file that a link takes out of the directory; links into the hub cache's own ``blobs`` are its layout."""
-    try:
-        target = (root / file).resolve(strict=True)
-    except (OSError, RuntimeError):
-        raise BoomError(
-            f"{origin} names {file}, which is not there. The checkpoint is incomplete: fetch it again."
-        ) from None
-    home = root.resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        raise BoomError(
-            f"{root / file} is a link that leaves the model directory. Refused: copy the file in its place."
-        )
-    if not target.is_file():
-        raise BoomError(f"{root / file} is not a regular file.")
-    return file
 
 
 def _check_listed(file: Path, found: Mapping[str, Tensor], listed: frozenset[str] | None) -> None:

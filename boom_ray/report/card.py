@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from boom_ray.redact import scrub
 from boom_ray.report.card_scores import markdown_table, scores_section
 from boom_ray.report.drift import drift_lines
 from boom_ray.report.layout import bag_label, busy, duration, percent
-from boom_ray.report.redact import scrub
 from boom_ray.report.tables import DOMAINS, sets_of
 
 Summary = Mapping[str, Any]

@@ -35,6 +35,7 @@ from boom_ray.report.layout import (
     label_right,
     smooth,
 )
+from boom_ray.report.nodes import nodes
 from boom_ray.report.tables import DOMAINS, ScoreRow, best_trial, finished_trials, lower_is_better, score_table, sets_of
 from boom_ray.report.training import dataset_losses
 
@@ -258,6 +259,7 @@ def _whiskers(
 FIGURES: dict[str, Draw] = {
     "scatter": scatter,
     "timeline": timeline,
+    "nodes": nodes,
     "gains": gains,
     "cost": cost,
     "losses": losses,

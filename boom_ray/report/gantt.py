@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from boom_ray.report.layout import duration, percent, share
 from boom_ray.resources import Placement
 from boom_ray.train.placing import EnsemblePlan
+from boom_ray.train.traffic import Traffic
 
 _CHART = 60  # characters of the whole time
 _WELL_USED = 0.9  # share of the workers that are busy
@@ -27,6 +29,22 @@ def gantt_lines(plan: EnsemblePlan, bags: Mapping[str, str], price: float | None
         times = f"{_clock(p.start, plan):>8}  {_clock(p.end, plan):>8}"
         lines.append(f"{p.name:{name}}  {bags[p.name]:{bag}}  {p.width:>7}  {times}  |{_bar(p, plan.makespan)}|")
     return [*lines, *_totals(plan, price)]
+
+
+def network_lines(traffic: Traffic) -> list[str]:
+    """What workers exchange and what storage gives and takes."""
+    most = "at most " if traffic.at_most else ""
+    workers, each = bytes_text(traffic.workers), bytes_text(traffic.peak)
+    return [
+        f"network, on paper: {most}{workers} between workers, {each}/s to each worker of the busiest member; weights: "
+        f"{bytes_text(traffic.read)} read from storage, {bytes_text(traffic.written)} written"
+    ]
+
+
+def bytes_text(count: float) -> str:
+    """With three digits: ``1.2 GB``."""
+    steps = min(5, int(math.log10(count) // 3)) if count >= 1 else 0
+    return f"{count / 1000**steps:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[steps]}"
 
 
 def _bar(placement: Placement, makespan: float) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
+from boom_ray.redact import scrub
 from boom_ray.report.contamination import contamination_section, marked
 from boom_ray.report.corpus import corpus_section
 from boom_ray.report.drawing import GRID, INK, MUTED, PAPER, to_svg
@@ -15,7 +16,6 @@ from boom_ray.report.drift import drift_section
 from boom_ray.report.figures import FIGURES
 from boom_ray.report.html import table
 from boom_ray.report.layout import bag_label, busy, duration
-from boom_ray.report.redact import scrub
 from boom_ray.report.style import STYLE
 from boom_ray.report.tables import (
     DOMAINS,
@@ -168,6 +168,7 @@ def _captions(summary: Summary) -> dict[str, tuple[str, str]]:
             "Right and up is better; dotted lines pass through the base.",
         ),
         "timeline": ("Timeline", f"At most {at_once} member{'s' * (at_once != 1)} trained at the same moment."),
+        "nodes": ("Nodes", "Worker nodes of the cluster, as the driver counted them."),
         "gains": (
             "Gain over base, set by set",
             f"Right of the line is better than base{split}; the bar is the published model's 95 % interval.",

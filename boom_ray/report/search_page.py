@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boom_ray.ledger import write_durably
+from boom_ray.redact import scrub
 from boom_ray.report.drawing import to_png, to_svg
 from boom_ray.report.html import table as html_table
 from boom_ray.report.page import inline_svg
-from boom_ray.report.redact import scrub
 from boom_ray.report.search_figures import OF_ONE, convergence, id_ood, shown
 from boom_ray.report.style import STYLE
 from boom_ray.report.text import grid

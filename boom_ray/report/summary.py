@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from boom_ray.cluster.node_counts import read_counts
 from boom_ray.config import Recipe
 from boom_ray.evaluate.samples import Samples, read_samples
 from boom_ray.ledger import Key, Ledger
@@ -55,6 +56,7 @@ def collect(ledger: Ledger, keys: Keys, recipe: Recipe) -> dict[str, Any]:
         "cosine": _cosine(ledger, keys),
         "search": _search(ledger, keys),
         "stages": stages,
+        "nodes": [dataclasses.asdict(sample) for sample in read_counts(ledger)],
         "chosen": f"merge-{recipe.merge.weights}",
         "published": f"published/{keys.published.name}" if ledger.has(keys.published) else None,
         "base_model": recipe.base.model,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from boom_ray.config import BoomError
 from boom_ray.search.points import ALL, Point
 from boom_ray.search.trial_log import FILE, Trial, TrialLog
+from boom_ray.stores.mirrors import fetch, listed, opened
 
 Row = dict[str, Any]
 Take = Literal["last", "best"]
@@ -69,6 +70,7 @@ def read_searches(path: Path, take: Take = "last", metric: str | None = None, mo
     Raises:
         BoomError: there is none, or a file is damaged.
     """
+    path = _here(path)
     if not path.exists():
         raise BoomError(f"{path} does not exist. Give a run directory, a search in one, or an experiment of Ray Tune.")
     if path.is_file():
@@ -84,6 +86,15 @@ def read_searches(path: Path, take: Take = "last", metric: str | None = None, mo
         f"{path} holds no search: no {' or '.join(_FILES)}, and no experiment_state-*.json of Ray Tune. "
         f"`boom-ray search weights` and `boom-ray search ratios` make one."
     )
+
+
+def _here(path: Path) -> Path:
+    """A run's searches are brought where it lies in a bucket."""
+    path = opened(path)
+    for mirrored in listed(path):
+        if mirrored.name in _FILES:
+            fetch(mirrored.parent)
+    return path
 
 
 def _of_run(root: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from boom_ray.search.objective_rows import ObjectiveSettings, Source
 from boom_ray.search.points import Point
 from boom_ray.search.resident import Resident
 from boom_ray.search.searchers import Asked
+from boom_ray.stores.mirrors import send
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Judge:
             judged = self._on_half_b(point)
             for name, samples in judged.samples.items():
                 samples.save(self._spec.samples / asked.searcher / f"{name}.npz")
+            send(self._spec.samples / asked.searcher)
             return judged
         if point is None:
             assert asked.searcher == BASE

@@ -10,13 +10,13 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get, largest_node, off_the_head
 from boom_ray.resources import Bundle
 from boom_ray.search.objective import Judged, Objective, ObjectiveSettings, Source
 from boom_ray.search.objective_rows import Half
 from boom_ray.search.points import ALL, Point, normalised
 from boom_ray.search.ratio_members import Place, Pool, RatioTask
 from boom_ray.search.settings import objective_settings, source_of
-from boom_ray.session import get, largest_node
 
 
 class Judges:
@@ -32,7 +32,7 @@ class Judges:
         recipe = self._task.recipe
         if self._actor is None:
             base = self._task.ledger.path(self._task.keys.base).resolve()
-            made = ray.remote(num_cpus=0, num_gpus=self._gpu)(SetJudge)
+            made = ray.remote(num_cpus=0, num_gpus=self._gpu, **off_the_head())(SetJudge)
             of = (base, source_of(recipe, self._task.ledger, self._task.keys), objective_settings(recipe))
             self._actor = made.remote(*of, recipe.merge.task_vectors, self._threads)
         ratios = [self._task.space.slots[slot].ratio for slot, _ in places]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from boom_ray import records
+from boom_ray.cluster.autoscale import grown_nodes
 from boom_ray.config import BoomError
 from boom_ray.costs import measured_speed
 from boom_ray.failures import Failure
@@ -24,7 +25,6 @@ from boom_ray.search.ratio_members import Costs, Pool, RatioTask, Training
 from boom_ray.search.ratio_space import Job, next_jobs, set_name
 from boom_ray.search.settings import code_version, source_of
 from boom_ray.search.trial_log import Trial, TrialLog, spent_seconds
-from boom_ray.session import node_resources
 from boom_ray.train.ensemble import Room, Watcher, train_ensemble
 from boom_ray.train.placing import ensemble_plan, member_jobs
 
@@ -35,7 +35,8 @@ Echo = Callable[[str], None]
 
 def workers_bundle(task: RatioTask) -> Bundle:
     """What one worker of a member takes on this cluster."""
-    nodes, settings = node_resources(), task.recipe.resources
+    settings = task.recipe.resources
+    nodes = grown_nodes(settings, [1])
     totals = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
     return bundle(totals, settings.cpus_per_worker, settings.gpus_per_worker)
 
@@ -123,7 +124,8 @@ class SetSearch:
         task, pool = self.task, self.pool
         rows = {i: pool.rows(i, rung) for i, rung in missing.items()}
         jobs = member_jobs(task.ledger, task.keys, rows)
-        plan = ensemble_plan(task.recipe, jobs, node_resources(), measured_speed(task.ledger, task.keys, task.recipe))
+        nodes = grown_nodes(task.recipe.resources, [job.width or 1 for job in jobs])
+        plan = ensemble_plan(task.recipe, jobs, nodes, measured_speed(task.ledger, task.keys, task.recipe))
         work = {
             f"member-{i}": (replace(pool.work[i][0], stop=pool.step(i, rung)), pool.work[i][1])
             for i, rung in missing.items()
@@ -141,7 +143,8 @@ class SetSearch:
         watched = [(part[0], task.space.slots[begun[name][0]].label) for name, part in work.items()]
         with watch(watched) as shown:
             watcher = Watcher(shown.tick, held=held, say=self._echo)
-            room = Room(plan.bundle, plan.limits.max_concurrent)
+            hang = task.recipe.resources.hang_seconds
+            room = Room(plan.bundle, plan.limits.max_concurrent, plan.limits.slots, hang)
             failed = train_ensemble(task.ledger, work, plan.placements, room, watcher)
         self._failed |= {begun[name][0]: failure for name, failure in failed.items()}
 

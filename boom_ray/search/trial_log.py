@@ -16,6 +16,7 @@ from typing import Any
 
 from boom_ray.config import BoomError
 from boom_ray.search.points import Point
+from boom_ray.stores.mirrors import send
 
 FILE = "trials.jsonl"
 
@@ -84,6 +85,7 @@ class TrialLog:
             stream.write(line.encode())
             stream.flush()
             os.fsync(stream.fileno())
+        send(self.path)
 
     def read(self) -> list[Trial]:
         """All trials in the order of the file; none where there is no file. A cut last line is dropped.

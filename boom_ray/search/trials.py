@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune import RunConfig, Trainable, TuneConfig
+from ray.tune.execution import class_cache
 
 from boom_ray.config import BoomError, Recipe
 from boom_ray.config_search import GRADIENT
@@ -135,7 +137,20 @@ def _tune(search: ScriptSearch[Outcome], spec: JudgeSpec, recipe: Recipe, folder
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _credentials_kept():
+        tuner.fit()
+
+
+@contextmanager
+def _credentials_kept() -> Iterator[None]:
+    """Tune would copy the driver's AWS_* variables into its actors' runtime environment, which Ray writes into its logs
+    and shows on its dashboard. Every node has credentials of its own."""
+    copied = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in copied if not name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = copied
 
 
 class _Progress:

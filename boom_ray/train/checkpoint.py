@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from boom_ray.config import BoomError
-from boom_ray.ledger import checksums, file_sha256, sync_directory, write_durably
-from boom_ray.train.gather import rank, world
+from boom_ray.stores import mirrors
+from boom_ray.stores.disks import checksums, file_sha256, sync_directory, write_durably
+from boom_ray.train.gather import agreed_number, highest, rank, world
 from boom_ray.train.state import KINDS, State
 from boom_ray.train.weights import write_weights
 
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 def newest(task: MemberTask) -> Checkpoint | None:
     """The newest checkpoint that ``task`` can go on from, every byte of it compared with its checksum; a damaged one is
     passed over with a warning. Reads no tensor into memory."""
-    for path in sorted(task.checkpoint_folder.glob("step-*"), reverse=True):
+    for path in sorted(_all(task), reverse=True):
         if path > _place(task, task.ends):
             continue  # it was stopped later before
         try:
@@ -72,6 +72,7 @@ def at(task: MemberTask) -> Checkpoint:
 def clear(task: MemberTask) -> None:
     """Delete all checkpoints of a member that is committed."""
     shutil.rmtree(task.checkpoint_folder, ignore_errors=True)
+    mirrors.forget(task.checkpoint_folder)
 
 
 def due(done: int, steps: int, every: int, accumulation: int) -> bool:
@@ -140,9 +141,10 @@ class Checkpointer:
     def __init__(self, task: MemberTask, state: State, averages: RunningAverages) -> None:
         self._task, self._state, self._averages = task, state, averages
         self._rank, self._world = rank(), world()
-        self._attempt = _agreed_number()
+        self._attempt = agreed_number()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._taken = task.start
         self._ended = threading.Event()
         if self._rank == 0:
             for leftover in task.checkpoint_folder.glob(f"{_TEMPORARY}*"):
@@ -159,10 +161,26 @@ class Checkpointer:
         settings, done = self._task.checkpoints, step + 1
         stops = done == self._task.ends < self._task.steps
         if stops or due(done, self._task.steps, settings.every, self._task.train.accumulation):
-            self.finish()
-            self._writing = self._pool.submit(self._write, done, dict(self._own()), self._state.counters())
+            self._begin(done)
         elif self._writing and self._writing.done():
             self.finish()  # a disk that is full is told of at once
+
+    def now(self, step: int) -> bool:
+        """Take one of this step and wait until it is whole; all ranks together. False: gradients are on their way to an
+        update, so there can be none yet."""
+        done = step + 1
+        if done % self._task.train.accumulation:
+            return False
+        if self._taken != done:
+            self._begin(done)
+        self.finish()
+        highest(0)  # the first rank comes when all parts are there
+        return True
+
+    def _begin(self, done: int) -> None:
+        self.finish()
+        self._writing = self._pool.submit(self._write, done, dict(self._own()), self._state.counters())
+        self._taken = done
 
     def finish(self) -> None:
         """Wait for what is being written.
@@ -197,12 +215,17 @@ class Checkpointer:
         write_weights({name: tuple(tensor.shape) for name, tensor in own.items()}, iter(own.items()), directory / part)
         files = {f"{part}/{name}": entry for name, entry in checksums(directory / part).items()}
         write_durably(directory / f".{part}.json", json.dumps(files))
+        mirrors.upload(directory / part, final / part)
         os.replace(directory / f".{part}.json", directory / f"{part}.json")
+        mirrors.send(directory / f"{part}.json")
         if self._rank == 0 and (parts := self._all_parts(directory)):
             with open(self._task.log_file, "rb") as log:
                 os.fsync(log.fileno())
+            mirrors.send(self._task.log_file)
             meta = {"format": _FORMAT, "identity": self._task.key.identity, "step": done, "counters": counters}
             _seal(directory, {**meta, "width": self._world, "threads": self._task.threads, "files": parts}, final)
+            mirrors.send(final / MARKER)
+            mirrors.forget(directory)
             self._forget_old()
 
     def _all_parts(self, directory: Path) -> dict[str, Any]:
@@ -210,14 +233,16 @@ class Checkpointer:
         files: dict[str, Any] = {}
         for number in range(self._world):
             told = directory / f"part-{number:05d}.json"
-            while not told.is_file():
+            while not mirrors.fetch(told).is_file():
                 if self._ended.wait(_LOOK):
                     return {}
             files |= json.loads(told.read_text())
         return files
 
     def _forget_old(self) -> None:
-        for old in sorted(self._task.checkpoint_folder.glob("step-*"))[: -self._task.checkpoints.keep]:
+        for old in sorted(_all(self._task))[: -self._task.checkpoints.keep]:
+            mirrors.forget(old / MARKER)  # first: without it there is none
+            mirrors.forget(old)
             _remove(old)
 
 
@@ -233,8 +258,17 @@ def _seal(directory: Path, meta: dict[str, Any], final: Path) -> None:
     sync_directory(final.parent)
 
 
+def _all(task: MemberTask) -> set[Path]:
+    """The checkpoints of a member; of a run in a bucket those that are whole there, for any node to go on from."""
+    if mirrors.locate(task.checkpoint_folder) is None:
+        return set(task.checkpoint_folder.glob("step-*"))
+    return {path.parent for path in mirrors.listed(task.checkpoint_folder) if path.name == MARKER}
+
+
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint; one that is half deleted has another name."""
+    if not checkpoint.is_dir():
+        return
     doomed = checkpoint.with_name(f"{_TEMPORARY}{checkpoint.name}-old-{secrets.token_hex(4)}")
     os.rename(checkpoint, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -246,7 +280,7 @@ def _place(task: MemberTask, step: int) -> Path:
 
 def _opened(path: Path, task: MemberTask) -> Checkpoint:
     try:
-        meta = json.loads((path / MARKER).read_text())
+        meta = json.loads((mirrors.complete(path) / MARKER).read_text())
     except (OSError, ValueError):
         raise BoomError(f"{path} has no readable {MARKER}.") from None
     if (meta["format"], meta["identity"]) != (_FORMAT, task.key.identity):
@@ -259,16 +293,8 @@ def _verified(path: Path, task: MemberTask) -> Checkpoint:
     for name, entry in found.meta["files"].items():
         if not (path / name).is_file() or file_sha256(path / name) != entry["sha256"]:
             raise BoomError(f"{path / name} is damaged or missing.")
+    mirrors.refresh(task.log_file)
     logged = len(task.log_file.read_bytes().splitlines()) - 1 if task.log_file.is_file() else 0
     if logged < found.step:
         raise BoomError(f"{path} is of step {found.step}, but {task.log_file} has {logged} steps only.")
     return found
-
-
-def _agreed_number() -> int:
-    """A number that all ranks of this attempt know, and no other attempt."""
-    number = torch.tensor([secrets.randbits(62)])
-    if world() > 1:
-        number = number.to("cuda" if dist.get_backend() == "nccl" else "cpu")
-        dist.broadcast(number, 0)
-    return int(number)

@@ -15,40 +15,45 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
-from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from boom_ray import records
+from boom_ray.cluster import interrupts
+from boom_ray.cluster.autoscale import PATIENCE, node_resources, wish, workers_ahead
 from boom_ray.config import BoomError
 from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch
-from boom_ray.failures import Failure, Kind, again
+from boom_ray.exit_codes import Infrastructure
+from boom_ray.failures import Failure, again
 from boom_ray.ledger import Ledger
-from boom_ray.progress import read_state
 from boom_ray.resources import Bundle, Placement, fitting
-from boom_ray.session import node_resources
 from boom_ray.train import checkpoint
+from boom_ray.train.causes import failure_of
 from boom_ray.train.gate import Gate
 from boom_ray.train.member import MemberTask
+from boom_ray.train.rendezvous import Rendezvous
+from boom_ray.train.watchdog import Watchdog
+from boom_ray.train.word import Word
 from boom_ray.train.worker import train_member
 
 _LOOK = 1.0  # seconds between two looks at members and nodes
-_PATIENCE = 600.0  # seconds that members wait for lost nodes to come back while nothing else runs
 _STARTS = 3  # times that Ray may fail to bring up one gang before that counts as a failure of the member
-_REASON = 300  # characters of Ray's words that are kept
 
 Work = Mapping[str, tuple[MemberTask, Sequence[Batch]]]
 
 
 @dataclass(frozen=True)
 class Room:
-    """What the ensemble may take: what each worker takes, members at once."""
+    """What the ensemble may take: what each worker takes, members at once, workers that the plan counts on (an
+    autoscaler is asked for those that are not there), seconds without a step after which a member is hung."""
 
     bundle: Bundle
     max_concurrent: int | None = None
+    slots: int = 0
+    hang_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,18 +85,25 @@ def train_ensemble(
 ) -> dict[str, Failure]:
     """Train every member of ``work`` (its task and its global batches); returns when all have ended.
 
+    Interrupted, members write a checkpoint, if they can in the time that is left, before the interrupt goes on.
+
     Returns: the members that failed for good, by name; the others are in the ledger.
 
     Raises:
-        BoomError: the cluster has lost nodes, and what is left has no room for the members that wait.
+        Infrastructure: what is left of the cluster has no room for the members that wait, and no node came.
     """
     ensemble = _Ensemble(ledger, work, placements, room, watcher)
     try:
-        while ensemble.waiting or ensemble.running:
-            ensemble.start()
-            ended = ensemble.wait()
-            watcher.tick()
-            ensemble.take(ended)
+        with wish(room.bundle) as ask:
+            while ensemble.waiting or ensemble.running:
+                ensemble.start()
+                ask(ensemble.workers_to_come())
+                ended = ensemble.wait()
+                watcher.tick()
+                ensemble.take(ended)
+    except KeyboardInterrupt:
+        ensemble.stop(interrupts.grace())
+        raise
     finally:
         ensemble.close()
     return ensemble.final
@@ -114,6 +126,7 @@ class _Ensemble:
     ) -> None:
         self._ledger, self._work, self._room, self._watcher = ledger, work, room, watcher
         self._pool = ThreadPoolExecutor(max_workers=len(placements) or 1, thread_name_prefix="member")
+        self._word = Word()
         self._ahead: _Start | None = None
         self._opened: dict[str, float] = {}
         self._busy = time.monotonic()
@@ -126,7 +139,7 @@ class _Ensemble:
         """Let in what fits now, and bring up who comes next.
 
         Raises:
-            BoomError: nothing has run for a long while, because nothing fits.
+            Infrastructure: nothing has run for a long while, because nothing fits.
         """
         here = fitting(node_resources(), self._room.bundle) if self.waiting else 0
         most = self._room.max_concurrent
@@ -140,8 +153,14 @@ class _Ensemble:
             self._ahead = self._begin(self.waiting[0])
         if self.running:
             self._busy = time.monotonic()
-        elif time.monotonic() - self._busy > _PATIENCE:
+        elif time.monotonic() - self._busy > PATIENCE:
             raise _no_room(self.waiting, here)
+
+    def workers_to_come(self) -> int:
+        """Workers that an autoscaler has to make room for, beside those whose controllers ask themselves."""
+        begun = [s.placement for s in (*self.running, self._ahead) if s]
+        waiting = [p.width for p in self.waiting if p not in begun]
+        return workers_ahead(waiting, [p.width for p in begun], self._room.slots)
 
     def _taken_from_ahead(self, placement: Placement) -> tuple[_Start, _Start | None]:
         """The start of a member, and who is ahead from now on."""
@@ -152,7 +171,12 @@ class _Ensemble:
     def _begin(self, placement: Placement) -> _Start:
         task, batches = self._work[placement.name]
         gate = Gate(self._ledger.scratch("gates") / f"{task.key.name}-{secrets.token_hex(4)}")
-        future = self._pool.submit(_train_one, self._ledger, task, batches, placement.width, self._room.bundle, gate)
+        callbacks: list[Any] = [gate]
+        if self._room.hang_seconds is not None:
+            folder = f"scratch/members/{task.key.name}"
+            callbacks.append(Watchdog(task.name, task.root, folder, self._room.hang_seconds))
+        gang = _Gang(placement.width, self._room.bundle, callbacks, self._word)
+        future = self._pool.submit(_train_one, self._ledger, task, batches, gang)
         return _Start(placement, gate, future)
 
     def wait(self) -> list[_Start]:
@@ -187,7 +211,7 @@ class _Ensemble:
         name = placement.name
         if name in self._opened:
             self._watcher.held(name, time.monotonic() - self._opened[name])
-        failure = _failure(error, *self._work[name])
+        failure = failure_of(error, *self._work[name])
         self._failures[name].append(failure)
         if again(self._failures[name]):
             self.waiting.insert(0, placement)  # its workers have just been freed
@@ -196,29 +220,45 @@ class _Ensemble:
             self.final[name] = failure
             self._watcher.say(f"  {name} has failed for good: {failure}")
 
+    def stop(self, seconds: float) -> None:
+        """Have the members that run write a checkpoint and end."""
+        if seconds and self.running:
+            self._watcher.say(f"  stopping: {len(self.running)} members write a checkpoint, {seconds:.0f} s at most")
+            self._word.say()
+            wait([start.future for start in self.running], timeout=seconds)
+            self._word.forget()
+
     def close(self) -> None:
         """After an interrupt nobody waits for a ``fit()`` that goes on."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _no_room(waiting: Sequence[Placement], here: int) -> BoomError:
+def _no_room(waiting: Sequence[Placement], here: int) -> Infrastructure:
     wide = ", ".join(f"{p.name} on {p.width}" for p in waiting)
-    return BoomError(
-        f"nodes were lost and did not come back in {_PATIENCE / 60:.0f} minutes: {here} workers fit now, but {wide} "
-        f"wait. Run again on a larger cluster, or with --replan, which gives them another width."
+    return Infrastructure(
+        f"no node with room came in {PATIENCE / 60:.0f} minutes: {here} workers fit now, but {wide} wait. Run again on "
+        f"a larger cluster, or with --replan, which gives them another width."
     )
 
 
 _START = threading.Lock()
 
 
-def _train_one(
-    ledger: Ledger, task: MemberTask, batches: Sequence[Batch], width: int, bundle: Bundle, gate: Gate
-) -> int:
+@dataclass(frozen=True)
+class _Gang:
+    """What a member's workers get: how many they are, what each takes, who looks after them, whom they listen to."""
+
+    width: int
+    bundle: Bundle
+    callbacks: list[Any]
+    word: Word
+
+
+def _train_one(ledger: Ledger, task: MemberTask, batches: Sequence[Batch], gang: _Gang) -> int:
     """One start of a member, from its newest checkpoint on; returns the step of that, 0 where there was none."""
     chosen = records.frozen(ledger, task.key)
     if chosen is None:
-        chosen = records.Frozen(width, task.threads)
+        chosen = records.Frozen(gang.width, task.threads)
         records.freeze(ledger, task.key, chosen)
     found = checkpoint.newest(task)
     start = found.step if found else 0
@@ -226,10 +266,10 @@ def _train_one(
     with _START:  # building datasets touches the driver's global Ray Data context
         trainer = TorchTrainer(
             train_member,
-            train_loop_config={"task": task},
-            torch_config=TorchConfig(backend="nccl" if bundle.gpus else "gloo"),
+            train_loop_config={"task": task, "word": gang.word},
+            torch_config=Rendezvous(backend="nccl" if gang.bundle.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=chosen.width, use_gpu=bundle.gpus > 0, resources_per_worker=bundle.per_worker
+                num_workers=chosen.width, use_gpu=gang.bundle.gpus > 0, resources_per_worker=gang.bundle.per_worker
             ),
             run_config=RunConfig(
                 name=task.key.name,
@@ -237,7 +277,7 @@ def _train_one(
                 failure_config=FailureConfig(
                     max_failures=0, max_preemption_failures=0, controller_failure_limit=_STARTS
                 ),
-                callbacks=[gate],
+                callbacks=gang.callbacks,
             ),
             datasets=rank_datasets(task.due(batches), chosen.width, start),
             dataset_config=rank_data_config(),
@@ -246,38 +286,3 @@ def _train_one(
     if not ledger.has(task.lands):
         raise BoomError(f"{task.name}: training ended without a committed member.")
     return start
-
-
-def _failure(error: BaseException, task: MemberTask, batches: Sequence[Batch]) -> Failure:
-    """What became of a member, in the words of the worker that failed first, not in Ray's wrapping."""
-    kind, reason = cause(error)
-    reason = reason.removeprefix(f"{task.name}, ")
-    step = read_state(task, "").step
-    return Failure(kind, reason, step, batches[step].dataset if step < len(batches) else None)
-
-
-def cause(error: BaseException) -> tuple[Kind, str]:
-    """(kind, reason) of what :meth:`TorchTrainer.fit` raised.
-
-    Of several workers' errors the one that explains the others counts: a mistake is found by all ranks alike, and where
-    one worker is lost the others fail because of it.
-    """
-    if isinstance(error, PreemptionError):
-        return "machine", "its node is taken back (preemption)"
-    inner = getattr(error, "controller_failure", error)
-    found = [_one_cause(e, f"worker {rank}") for rank, e in (getattr(inner, "worker_failures", None) or {}).items()]
-    found = found or [_one_cause(inner, "its controller")]
-    order: dict[Kind, int] = {"mistake": 0, "machine": 1, "fault": 2}
-    return min(found, key=lambda told: order[told[0]])
-
-
-def _one_cause(error: BaseException, who: str) -> tuple[Kind, str]:
-    error = getattr(error, "health_check_failure", error)
-    if isinstance(error, RayTaskError):
-        error = error.cause or error
-    if isinstance(error, BoomError):
-        return "mistake", str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    if isinstance(error, RayError | RayTrainError) and not isinstance(error, RayTaskError):
-        return "machine", f"{who} was lost ({lines[-1][:_REASON]})"
-    return "fault", f"{type(error).__name__}: {lines[0][:_REASON]}"

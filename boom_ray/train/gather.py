@@ -5,6 +5,7 @@ Works alike without a process group, where the only rank has everything.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,28 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def agreed_number() -> int:
+    """A number that all ranks of this process group know, and hardly any other group."""
+    number = torch.tensor([secrets.randbits(62)], device=_exchanged_on())
+    if world() > 1:
+        dist.broadcast(number, 0)
+    return int(number)
+
+
+def highest(number: int) -> int:
+    """The largest number that a rank brings: all ranks agree on it, and none goes on before all have come."""
+    if world() == 1:
+        return number
+    here = torch.tensor([number], device=_exchanged_on())
+    dist.all_reduce(here, dist.ReduceOp.MAX)
+    return int(here)
+
+
+def _exchanged_on() -> str:
+    """Where tensors lie that ranks exchange."""
+    return "cuda" if world() > 1 and dist.get_backend() == "nccl" else "cpu"
+
+
 def gather(local: torch.Tensor) -> torch.Tensor:
     """Rows of all ranks, [sum of sizes, D], in rank order; only this rank's rows carry a gradient."""
     return _gather(local)[0]
@@ -112,6 +135,5 @@ def _gather_table(table: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Rows of all ranks, and how many each brought."""
     if world() == 1:
         return table, [len(table)]
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    rows, sizes = _gather(torch.from_numpy(np.ascontiguousarray(table)).to(device))
+    rows, sizes = _gather(torch.from_numpy(np.ascontiguousarray(table)).to(_exchanged_on()))
     return rows.cpu().numpy(), sizes

@@ -22,17 +22,21 @@ from boom_ray.data.schedule import Batch
 from boom_ray.data.staging import stage
 from boom_ray.data.tokens import TokenStore
 from boom_ray.encoder import Encoder
+from boom_ray.failures import ASKED, NOBODY, Stopped
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import average_keys, paused_key
+from boom_ray.stores.mirrors import fetch, refresh
 from boom_ray.train import checkpoint
 from boom_ray.train.averages import RunningAverages
 from boom_ray.train.board import Board
 from boom_ray.train.cache import BatchEncoder, batch_encoder
 from boom_ray.train.checkpoint import Checkpointer
 from boom_ray.train.engine import PlainEngine, freeze_unused
+from boom_ray.train.gather import highest
 from boom_ray.train.loop import Engine, LoopSettings, train
 from boom_ray.train.lora import adapt
 from boom_ray.train.meter import StepRecord, summarise
+from boom_ray.train.pulse import beat
 from boom_ray.train.weights import write_weights
 
 
@@ -94,7 +98,7 @@ class MemberTask:
 
 def open_store(task: MemberTask) -> TokenStore:
     """The corpus' tokens; from this node's own disk where the recipe asks for that."""
-    return TokenStore(stage(Path(task.tokens), Path(task.staging) if task.staging else None))
+    return TokenStore(stage(fetch(task.tokens), Path(task.staging) if task.staging else None))
 
 
 def load(task: MemberTask, device: str) -> Encoder:
@@ -121,8 +125,21 @@ def begin(task: MemberTask, encoder: Encoder, make: Callable[[BatchEncoder, Trai
     return engine
 
 
-def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: StepLog) -> RunningAverages:
-    """Train; with a checkpoint now and then, and the averages that the task asks for."""
+def run(
+    task: MemberTask,
+    engine: Engine,
+    batches: Iterable[TrainBatch],
+    log: StepLog,
+    asked: Callable[[], int] = lambda: NOBODY,
+) -> RunningAverages:
+    """Train; with a checkpoint now and then, and the averages that the task asks for.
+
+    Args:
+        asked: who asks this rank to stop; what one rank is asked counts for all.
+
+    Raises:
+        Stopped: ranks were asked to stop, and have: after the same step, with a checkpoint of it.
+    """
     averages = RunningAverages(task.train.averages, task.steps, engine)
     if task.start:
         averages.restore(checkpoint.at(task))
@@ -132,7 +149,12 @@ def run(task: MemberTask, engine: Engine, batches: Iterable[TrainBatch], log: St
             log(record)
             averages(record.step)
             checkpointer(record.step)
+            beat(f"step {record.step}, dataset {record.dataset}")
+            who = highest(asked())
+            if who and record.step + 1 < task.ends and checkpointer.now(record.step):
+                raise Stopped(ASKED[who])
 
+        beat("loading")
         train(engine, batches, LoopSettings(task.name, task.train, task.steps, task.seed), after_step)
         checkpointer.finish()
     return averages
@@ -218,7 +240,7 @@ class StepLog:
 
     def _kept(self) -> list[str]:
         """Take over the steps before the first; what an interrupted run logged after its checkpoint is done again."""
-        ended = self._task.log_file.stat().st_mtime
+        ended = refresh(self._task.log_file).stat().st_mtime
         first, *lines = self._task.log_file.read_text(encoding="utf-8").splitlines()[: 1 + self._task.start]
         head = json.loads(first)
         self.started, self.idle = head["started"], head["idle"] + max(0.0, time.time() - ended)

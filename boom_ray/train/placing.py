@@ -100,7 +100,7 @@ def planned_nodes(cluster: str, recipe: Recipe) -> Nodes:
         BoomError: it cannot be read, or none runs.
     """
     if cluster == "auto":
-        from boom_ray.session import running_nodes
+        from boom_ray.cluster.session import running_nodes
 
         return running_nodes()
     gpus = recipe.resources.gpus_per_worker

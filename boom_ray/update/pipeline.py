@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.chain import check_unchanged
+from boom_ray.cluster.lease import held
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
@@ -87,13 +88,14 @@ def check_inputs(job: Job) -> None:
 
 
 def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     require_data(job.recipe)
-    job.echo(text)
-    job.ledger.sweep()
-    with ray_session():
-        work(job)
+    with held(job.ledger, job.echo):
+        job.echo(text)
+        job.ledger.sweep()
+        with ray_session():
+            work(job)
 
 
 def _carry_out(job: Job) -> None:
@@ -174,12 +176,12 @@ def merge(job: Job) -> None:
 
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
-    from boom_ray.session import hardware, largest_node
     from boom_ray.stages import FinalHandle
 
     task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
-    FinalHandle(task, gpus=min(1, hardware()["gpus"])).merge(name, point)
+    FinalHandle(task).merge(name, point)
 
 
 def new_member(job: Job) -> Trained:
@@ -192,9 +194,9 @@ def score(job: Job) -> None:
     missing = {name: key for name, key in job.keys.scores.items() if not job.has(key)}
     if not missing:
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
     from boom_ray.scoring import score_models
-    from boom_ray.session import largest_node
     from boom_ray.update.scores import bring_scores
 
     found = evaluation(job)

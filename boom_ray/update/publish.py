@@ -12,10 +12,11 @@ import yaml
 
 from boom_ray.config_corpus import FilesSource
 from boom_ray.ledger import file_sha256
+from boom_ray.redact import scrub
 from boom_ray.report.card_scores import markdown_table
-from boom_ray.report.redact import scrub
 from boom_ray.report.update import data_rows, score_rows
 from boom_ray.runs import Evaluation
+from boom_ray.stores.files import shown
 from boom_ray.update.keys import Stand
 from boom_ray.update.summary import collect
 from boom_ray.update.task import Job
@@ -70,7 +71,7 @@ def _without_places(job: Job) -> dict[str, Any]:
     """The settings of the update without paths of this machine: sources by their last part."""
     dump = job.settings.model_dump(mode="json", exclude={"datasets", "model", "sets"})
     named = [
-        Path(source.origin).name if isinstance(source, FilesSource) else source.source
+        Path(shown(source.origin)).name if isinstance(source, FilesSource) else source.source
         for source in job.settings.datasets
     ]
     return {**dump, "datasets": named}

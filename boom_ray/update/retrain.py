@@ -73,22 +73,22 @@ def _merge(run: Run) -> None:
     name = run.recipe.merge.weights
     if not due(run, run.keys.merges[name], f"full retrain: merging with {name} weights"):
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
-    from boom_ray.session import hardware, largest_node
     from boom_ray.stages import FinalHandle
 
     task = FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, (), (), largest_node())
     point = merge_point(run.recipe, run.ledger, run.keys, name)
-    FinalHandle(task, gpus=min(1, hardware()["gpus"])).merge(name, point)
+    FinalHandle(task).merge(name, point)
 
 
 def _score(job: Job, run: Run) -> None:
     key = score_key(job, run.keys)
     if run.has(key):
         return
+    from boom_ray.cluster.session import largest_node
     from boom_ray.final import FinalTask
     from boom_ray.scoring import score_models
-    from boom_ray.session import largest_node
 
     found = evaluation(job)
     sets = tuple(found.sets(found.trained))

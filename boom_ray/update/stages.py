@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 
+from boom_ray.cluster.session import get, largest_node
 from boom_ray.evaluate.queue import anywhere
 from boom_ray.evaluate.sets import EvalSet
-from boom_ray.session import get, largest_node
 from boom_ray.update.weights import BoundTask
 
 
@@ -23,7 +23,7 @@ def bound_step(task: BoundTask) -> dict[str, Any]:
     return dict(get(_bound_step.options(num_cpus=largest_node(), num_gpus=_gpus()).remote(task)))
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=3)
 def _bound_step(task: BoundTask) -> dict[str, Any]:
     from boom_ray.update.bound import find_step
 
@@ -46,7 +46,7 @@ def measure_versions(task: DriftTask) -> dict[str, Any]:
     return dict(get(_measure_versions.options(num_cpus=largest_node(), num_gpus=_gpus()).remote(task)))
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=3)
 def _measure_versions(task: DriftTask) -> dict[str, Any]:
     from boom_ray.evaluate.drift import drift
 

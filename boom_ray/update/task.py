@@ -21,6 +21,7 @@ from boom_ray.ledger import PUBLISHED, Key, Ledger
 from boom_ray.plan import Cost, Keys, Step, World
 from boom_ray.recipe import apply_overrides, fill_environment, read_yaml, with_catalogue
 from boom_ray.runs import open_run, run_dir_of
+from boom_ray.stores.mirrors import opened
 from boom_ray.update.keys import Stand, Trained, UpdateKeys, data_digest, derive_update
 
 _THE_RUNS = ("name", "seed", "base", "corpus", "bags")  # sections that an update cannot change
@@ -45,8 +46,8 @@ class Place:
         versions, root = read_versions(self.ledger), self.keys.published.identity
         if not self.ledger.has(self.keys.published):
             raise BoomError(
-                f"{self.ledger.root} has not published a model yet, so there is nothing to update. Finish it first: "
-                f"boom-ray run {self.ledger.root / 'recipe.yaml'} --run-dir {self.ledger.root}"
+                f"{self.ledger} has not published a model yet, so there is nothing to update. Finish it first: "
+                f"boom-ray run {self.ledger.root / 'recipe.yaml'} --run-dir {self.ledger}"
             )
         last = newest(versions, root)
         assert last is not None  # the run's own version is there
@@ -54,7 +55,7 @@ class Place:
         if found[0].key.identity != root:
             raise BoomError(
                 f"{found[-1].key.name} comes from {found[0].key.name}, an earlier variant of the run in "
-                f"{self.ledger.root}; its recipe now makes {self.keys.published.name}. Update that one."
+                f"{self.ledger}; its recipe now makes {self.keys.published.name}. Update that one."
             )
         return found
 
@@ -150,7 +151,7 @@ def find_place(model: Any, name: Any, run_dir: str | os.PathLike[str] | None) ->
         BoomError: it is in no run directory, or that one does not exist.
     """
     if model is not None:
-        path = Path(str(model)).expanduser()
+        path = opened(str(model)).expanduser()
         if (path / "world.json").is_file():
             return Place(*open_run(path))
         root = path.resolve().parent.parent

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from remote_servers import COMMIT
 
-from boom_ray import storage
 from boom_ray.config import BoomError
 from boom_ray.config_corpus import FilesSource
 from boom_ray.data.decontaminate import write_evaluation
 from boom_ray.data.parts import Unit, read_part, write_part
 from boom_ray.data.remote import offline_identity
 from boom_ray.data.sources import WHOLE, BadRow, file_digests, read_rows, resolve, spans
-from boom_ray.storage import may_pass, retried, shown, split
+from boom_ray.stores import files
+from boom_ray.stores.files import may_pass, retried, shown, split
 
 ROWS = [{"query": f"question {n}", "pos": [f"answer {n}"]} for n in range(500)]
 LINES = b"".join(json.dumps(row).encode() + b"\n" for row in ROWS)
@@ -38,7 +38,7 @@ def _rows(file):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(storage, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(files, "_FIRST_WAIT", 0.01)
 
 
 def test_rows_of_a_bucket_are_those_of_the_disk(bucket):
@@ -89,7 +89,7 @@ def test_what_will_not_pass_stops_at_once(bucket):
 
 
 def test_a_bucket_out_of_reach_is_named_after_bounded_attempts(monkeypatch, quick):
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the store's own client tries three times in some seconds
+    monkeypatch.setattr(files, "ATTEMPTS", 1)  # the store's own client tries three times in some seconds
     uri = "s3://key:secret@bucket/a?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     with pytest.raises(BoomError, match=r"s3://bucket/a cannot be listed: .*NETWORK.*check the network") as caught:
         resolve(FilesSource(path=uri))
@@ -216,7 +216,7 @@ def test_a_hubs_source_is_known_without_asking(hub):
 def test_a_connection_that_breaks_goes_on_where_it_broke(bucket, monkeypatch, quick):
     bucket.put("a.jsonl", LINES)
     (file,) = resolve(FilesSource(path=bucket.uri("a.jsonl")))
-    opened, broken = storage._open_store, []
+    opened, broken = files._open_store, []
 
     class Flaky(io.BytesIO):
         def read(self, size=-1):
@@ -225,7 +225,7 @@ def test_a_connection_that_breaks_goes_on_where_it_broke(bucket, monkeypatch, qu
                 raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation")
             return super().read(min(size, 5000))
 
-    monkeypatch.setattr(storage, "_open_store", lambda uri: Flaky(opened(uri).read()))
+    monkeypatch.setattr(files, "_open_store", lambda uri: Flaky(opened(uri).read()))
     assert [row for _, row in read_rows(file)] == ROWS
     assert broken == [5000, 5000]
 

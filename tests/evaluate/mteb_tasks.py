@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from mteb import abstasks as kinds
-from mteb._evaluators.retrieval_metrics import max_over_subqueries
+from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change, max_over_subqueries
 from mteb.abstasks.abstask import AbsTask
 from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
 from mteb.abstasks.aggregated_task import AbsTaskAggregate
@@ -153,6 +153,30 @@ class TinyMerged(kinds.AbsTaskRetrieval):
 
     def task_specific_scores(self, scores: Any, qrels: Any, results: Any, **_: Any) -> Any:
         return max_over_subqueries(qrels, results, self.k_values)
+
+
+class TinyFollows(kinds.AbsTaskRetrieval):
+    """As FollowIR: each query twice, with an instruction and with one that makes some documents irrelevant."""
+
+    metadata = TaskMetadata(
+        name="TinyFollows", description="pairs", type="InstructionReranking", category="t2t", eval_splits=["test"],
+        main_score="p-MRR", eval_langs=["eng-Latn"], modalities=["text"],
+        dataset={"path": "lab/tiny", "revision": "1234abcd"},
+    )  # fmt: skip
+
+    def load_data(self, **_: Any) -> None:
+        data, ways = _search(11, "map"), {"og": LABELS[0], "changed": LABELS[1]}
+        rows = [
+            {"id": f"{q['id']}-{way}", "text": f"{q['text']} {w}"} for q in data["queries"] for way, w in ways.items()
+        ]
+        data["queries"] = Dataset.from_list(rows)
+        for part in ("relevant_docs", "top_ranked"):
+            data[part] = {f"{query}-{way}": found for query, found in data[part].items() for way in ways}
+        self.dataset, self.data_loaded = {"default": {"test": data}}, True
+
+    def task_specific_scores(self, scores: Any, qrels: Any, results: Any, **_: Any) -> Any:
+        changed = {f"q{i}": [f"d{(3 * i + k) % 40}" for k in range(1 + i % 3)] for i in range(12)}
+        return evaluate_p_mrr_change(qrels, results, changed, self.k_values)
 
 
 class TinyAggregate(AbsTaskAggregate):

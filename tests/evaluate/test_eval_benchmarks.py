@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mteb_tasks import TASKS, TinyAggregate, TinyMerged
+from mteb_tasks import TASKS, TinyAggregate, TinyFollows, TinyMerged
 
 from boom_ray import catalogue
 from boom_ray.config import BoomError, parse_recipe
@@ -27,7 +27,7 @@ from boom_ray.runs import Evaluation, find_evaluation, look, require_data
 
 Models = Callable[[int], Path]
 pytestmark = pytest.mark.filterwarnings("ignore")
-OURS = [*TASKS, TinyMerged, TinyAggregate]
+OURS = [*TASKS, TinyMerged, TinyFollows, TinyAggregate]
 
 
 def known_tasks() -> dict[str, Any]:
@@ -85,11 +85,12 @@ def test_every_type_scores_as_mteb_does_and_is_made_up_of_its_units(
     ours = evaluate(make_model(0), sets, results=tmp_path)
     assert ours == pytest.approx(direct(make_model(0), names), abs=1e-6)
     samples = load_samples(make_model(0), sets, results=tmp_path)
-    assert set(names) - set(samples) == {"TinyRegressionKendalltau"}  # no function of units
+    assert set(samples) == set(names)
     for name, found in samples.items():
         assert found.score() == pytest.approx(ours[name], abs=6e-6), (name, found.kind)
     assert samples["TinyClassificationAccuracyLangs"].kind == "parts"
     assert samples["TinyMerged"].units == 4
+    assert samples["TinyFollows"].units == 12
     assert samples["TinyClusteringVMeasure"].gold.shape == (8, 60)  # four runs at two levels, half of 120 texts
     assert evaluate(make_model(0), sets, results=tmp_path) == ours
 
@@ -139,7 +140,8 @@ def test_prompts_by_task_type_and_side(make_model: Models, tmp_path: Path) -> No
 
 
 def test_a_cap_cuts_every_type_to_the_same_texts(make_model: Models, tmp_path: Path, names: list[str]) -> None:
-    sets = asked(find_tasks((), names), {"default": 30, "TinyClusteringVMeasureLangs": None})
+    caps = {"default": 30, "TinyClusteringVMeasureLangs": None, "TinyFollows": None}
+    sets = asked(find_tasks((), names), caps)
     held = {}
     for entry in sets:
         if entry.task == "TinyAggregate":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,6 +171,45 @@ def test_what_a_score_was_taken_with_is_kept(sets_root: Path, make_model: Models
     lines = [json.loads(x) for x in next((tmp_path / "results").rglob("run_settings.jsonl")).read_text().splitlines()]
     assert {x["task"] for x in lines} == set(scores)
     assert lines[0]["encode_kwargs"]["prompts"] == {"query": "", "document": "", "text": ""}
+
+
+def test_code_that_a_model_brings_is_not_run(sets_root: Path, make_model: Models, tmp_path: Path) -> None:
+    model, canary = tmp_path / "tiny", tmp_path / "canary"
+    shutil.copytree(make_model(0), model)
+    (model / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\nEvil = None\n")
+    for name, auto_map in (
+        ("config.json", {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
+    ):
+        told = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**told, "auto_map": auto_map}))
+    assert evaluate(model, [sets_root], results=tmp_path / "r") == evaluate(
+        make_model(0), [sets_root], results=tmp_path / "r"
+    )
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "evil.Evil"}]
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(BoomError, match="lists Evil"):
+        evaluate(model, [sets_root], results=tmp_path / "r")
+    assert not canary.exists()
+
+
+def test_code_that_a_dataset_brings_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a task of mteb asks for it."""
+    from mteb_tasks import TASKS, AbsTask
+
+    from boom_ray.evaluate.tasks import kept
+
+    data, canary = tmp_path / "evil", tmp_path / "canary"
+    data.mkdir()
+    (data / "evil.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n")
+    stock = next(task for task in TASKS if task.__name__ == "TinyClassificationF1")
+    place = {"path": str(data), "revision": "1", "trust_remote_code": True}
+    metadata = stock.metadata.model_copy(update={"dataset": place})
+    task = type("Evil", (stock,), {"metadata": metadata, "load_data": AbsTask.load_data})()
+    entry = EvalSet("evil", None, "classification", "out_of_domain", "f1", "eng", "1", task="Evil")
+    with pytest.raises(RuntimeError, match="scripts are no longer supported"):
+        kept(task, entry).load_data()
+    assert not canary.exists()
 
 
 @pytest.mark.skipif("BOOM_RAY_DATA" not in os.environ, reason="BOOM_RAY_DATA names no folder with evaluation data")

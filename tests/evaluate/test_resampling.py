@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import pearsonr, rankdata, spearmanr
+from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 from sklearn.metrics import (
     accuracy_score,
     adjusted_mutual_info_score,
@@ -40,11 +40,14 @@ def test_ranks_equal_ranks_of_the_repeated_values() -> None:
         np.testing.assert_allclose(found[units], rankdata(values[units]))
 
 
-@pytest.mark.parametrize(("kind", "reference"), [("pearson", pearsonr), ("spearman", spearmanr)])
+@pytest.mark.parametrize(
+    ("kind", "reference"), [("pearson", pearsonr), ("spearman", spearmanr), ("kendalltau", kendalltau)]
+)
 def test_correlations_equal_scipy(kind: str, reference: Callable[..., tuple[float, float]]) -> None:
     gold = RNG.integers(0, 10, 60) / 10
     values = gold + RNG.normal(0, 0.4, 60).round(1)
-    samples, counts = Samples(kind, "t", values, gold), drawn(60)
+    one_run = values[None] if kind == "kendalltau" else values
+    samples, counts = Samples(kind, "t", one_run, gold), drawn(60)
     assert samples.score() == pytest.approx(reference(values, gold)[0], abs=1e-12)
     for units, score in zip(repeated(counts), samples.resampled(counts), strict=True):
         assert score == pytest.approx(reference(values[units], gold[units])[0], abs=1e-12)

@@ -110,7 +110,9 @@ def test_a_killed_corpus_goes_on_and_is_the_same_to_the_byte(root, monkeypatch):
     assert 3 <= len(before) < units
     asked = []
     on_workers = corpus_module.on_workers
-    monkeypatch.setattr(corpus_module, "on_workers", lambda work, items: asked.append(items) or on_workers(work, items))
+    monkeypatch.setattr(
+        corpus_module, "on_workers", lambda work, items, files: asked.append(items) or on_workers(work, items, files)
+    )
     again = build_corpus(_settings(root), 1, ["leak"], root / "again", root / "scratch" / "corpus")
     assert len(asked[0]) == units - len(before)  # finished parts are not read again
     found = {file: (file.stat().st_ino, file.stat().st_mtime_ns) for file in before}

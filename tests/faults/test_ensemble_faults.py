@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from road_data import recipe_text, write_corpus
 
 from boom_ray.config import Checkpoints, Train
 from boom_ray.data.schedule import Batch, batch_shuffle
@@ -68,12 +64,6 @@ def member(small_base, small_tokens, tmp_path) -> Callable[..., tuple[Any, Seque
         return replace(task, checkpoints=Checkpoints(every=50)), batches[:steps]
 
     return make
-
-
-def _boom(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "boom_ray", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
 
 
 @contextmanager
@@ -161,51 +151,3 @@ def test_a_node_that_is_lost_restarts_its_members_alone(cluster, member, tmp_pat
 def _steps(task: Any) -> list[int]:
     lines = task.log_file.read_text().splitlines()[1:] if task.log_file.is_file() else []
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
-
-
-def test_a_run_goes_on_without_a_member_and_takes_it_in_later(tmp_path):
-    """The whole road: a member that cannot start is left out where min_members allows it, and named; planned anew it
-    trains, alone, for about as long as the plan says."""
-    from boom_ray.plan import derive_keys
-    from boom_ray.runs import look, look_at
-    from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs
-
-    text = recipe_text(write_corpus(tmp_path / "corpus", 300), tmp_path, "[0.5, 0.8, 1.0]").partition("evaluate:")[0]
-    text = text.replace("{max_width: 1}", "{max_width: 1, min_members: 2}").replace("trials: 16", "trials: 4")
-    text = text.replace("train: {", "train: {epochs: 15, ")
-    recipe, root = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(text)
-    Ledger.open(root, "road")
-    parsed, ledger, keys = look_at(recipe, run_dir=root)
-    obstacle = ledger.scratch("members", f"{keys.members[1].name}.jsonl")  # a folder where the step log should be
-
-    refused = _boom("run", recipe, "--run-dir", root, "--set", "resources.min_members=3")
-    assert refused.returncode == 2
-    assert "1 of 3 members failed; the others are kept" in refused.stderr
-    assert "member-1: step 0" in refused.stderr
-    assert "IsADirectoryError" in refused.stderr
-
-    done = _boom("run", recipe, "--run-dir", root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((root / "report" / "summary.json").read_text())
-    assert [(gone["name"], gone["bag"]) for gone in summary["lost"]] == [("member-1", "80 %")]
-    assert "IsADirectoryError" in (root / "report" / "index.html").read_text()
-    assert {m["name"] for m in summary["models"] if m["kind"] == "member"} == {"member-0", "member-2"}
-    assert all(len(m["weights"]) == 2 for m in summary["models"] if m["kind"] == "merge")
-    assert "nothing planned" in _boom("run", recipe, "--run-dir", root).stdout
-    shown = _boom("plan", recipe, "--run-dir", root).stdout
-    assert "nothing to do" in shown
-    assert "! member-1 failed for good and is left out (step 0" in shown
-
-    obstacle.rmdir()
-    keys = derive_keys(parsed, look(parsed))
-    jobs, speed = forecast_jobs(parsed, ledger, keys, Assumed())
-    plan = ensemble_plan(parsed, jobs, [{"CPU": float(len(os.sched_getaffinity(0)))}], speed)
-    assert [job.name for job in jobs] == ["member-1"]
-    done = _boom("run", recipe, "--run-dir", root, "--replan")
-    assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((root / "report" / "summary.json").read_text())
-    assert summary["lost"] == []
-    assert all(len(m["weights"]) == 3 for m in summary["models"] if m["kind"] == "merge")
-    taken = json.loads((root / "placement" / f"{keys.members[1].name}.json").read_text())["seconds"]
-    assert 0.5 < plan.makespan / taken < 2  # other work shares the cores of a test

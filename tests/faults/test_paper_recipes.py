@@ -4,8 +4,7 @@ machine, two workers a member, by ZeRO 1 as by adapters at ZeRO 3."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ import pytest
 from road_data import write_corpus, write_sets
 from small_qwen import write_qwen
 
+from boom_ray.cluster.session import ray_session
 from boom_ray.encoder import Encoder
+from boom_ray.pipeline import run
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
 # float16 is not what every CPU computes in; the other changes make the run small
@@ -33,9 +34,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def session() -> Iterator[None]:
+    with ray_session():
+        yield
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["0.6b", "4b"])
-def test_the_recipe_trains_with_a_tiny_base_and_local_data(inputs, name):
+def test_the_recipe_trains_with_a_tiny_base_and_local_data(inputs, session, name):
     changes = {
         "base.model": str(inputs / "qwen3"),
         "corpus.datasets": json.dumps([{"path": str(inputs / "corpus"), "loss": "infonce"}]),
@@ -51,11 +58,8 @@ def test_the_recipe_trains_with_a_tiny_base_and_local_data(inputs, name):
         "search.max_rows": 10,
         **SMALLER[name],
     }
-    overrides = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     run_dir = inputs / name
-    command = [sys.executable, "-m", "boom_ray", "run", str(RECIPES / f"boom_{name}.yaml"), "--run-dir", str(run_dir)]
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, timeout=550)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(RECIPES / f"boom_{name}.yaml", overrides=[f"{key}={value}" for key, value in changes.items()], run_dir=run_dir)
     start, *_ = (run_dir / "start").glob("*/config.json")
     base = Encoder.load(start.parent, device="cpu")
     (published,) = (run_dir / "published").glob("*-*")

@@ -1,4 +1,4 @@
-"""A whole search of ratios over {20..100} with 2 to 5 members: it trains no member twice, also when it is killed."""
+"""A whole search of ratios over {40..100} with 2 or 3 members: it trains no member twice, also when it is killed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from road_data import recipe_text, write_corpus, write_sets
+from driver_kills import kill_when
+from finished_runs import take_corpus
+from road_data import recipe_text
 
-OPTIONS = ["--ratios", "20,40,60,80,100", "--members", "2-5", "--trials", "5", "--rungs", "2"]
+OPTIONS = ["--ratios", "40,70,100", "--members", "2-3", "--trials", "3", "--rungs", "2"]
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("ratio_faults")
-    text = recipe_text(write_corpus(root / "corpus"), write_sets(root / "eval"), "[0.4, 1.0]")
-    text = text.replace("train: {", "train: {max_steps: 9, ").replace(
-        "search: {", "ratio_search: {round: 5}\nsearch: {"
-    )
+    text = recipe_text(road / "corpus", road / "eval", "[0.4, 1.0]").replace("train: {", "train: {max_steps: 9, ")
+    text = text.replace("search: {", "ratio_search: {round: 3}\nsearch: {")
     (root / "recipe.yaml").write_text(text)
     return root / "recipe.yaml"
 
@@ -69,8 +67,9 @@ def outcome(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(recipe: Path) -> tuple[Path, str]:
+def undisturbed(road: Path, recipe: Path) -> tuple[Path, str]:
     run_dir = recipe.parent / "a"
+    take_corpus(road / "run", run_dir)
     return run_dir, search(recipe, run_dir)
 
 
@@ -83,7 +82,7 @@ def check_trainings(run_dir: Path) -> None:
     for member, spans in parts.items():
         assert all(begun < ended for begun, ended in spans), member
         assert all(before[1] <= after[0] for before, after in pairwise(spans)), (member, spans)
-    assert len(list(run_dir.glob("rungs/member-*-step*/manifest.json"))) == 5
+    assert len(list(run_dir.glob("rungs/member-*-step*/manifest.json"))) == 3
     finished = {path.parent.name for path in run_dir.glob("members/*/manifest.json")}
     assert len(finished) >= len(outcome(run_dir)["best"]["ratios"])
 
@@ -95,13 +94,13 @@ def test_every_member_is_trained_once_and_the_best_set_to_its_end(undisturbed: t
     landed = [(t["member"], t["begun"], t["ended"]) for t in found["trainings"] if t["landed"]]
     second = next(line for line in lines if line["number"] == 1)
     first = dict(zip(second["parameters"]["numbers"], second["parameters"]["steps"], strict=True))
-    assert len(first) == 5, "the second trial is the set of all"
-    assert sorted(ended for _, begun, ended in landed if begun == 0) == sorted(first.values()), "five, to a third"
+    assert len(first) == 3, "the second trial is the set of all"
+    assert sorted(ended for _, begun, ended in landed if begun == 0) == sorted(first.values()), "three, to a third"
     assert sorted(begun for _, begun, _ in landed if begun) == sorted(first[n] for n in found["best"]["numbers"])
-    assert [line["number"] for line in lines if line["rung"] == 0] == list(range(5))
+    assert [line["number"] for line in lines if line["rung"] == 0] == list(range(3))
     own, low_rung = lines[0]["parameters"], [line for line in lines if line["rung"] == 0]
     assert own["ratios"] == [0.4, 1.0], "the recipe's own set is tried first"
-    assert all(len(line["parameters"]["ratios"]) in (2, 3, 4, 5) for line in low_rung)
+    assert all(len(line["parameters"]["ratios"]) in (2, 3) for line in low_rung)
     low = sorted((line["value"], line["number"]) for line in low_rung)
     (high,) = [line for line in lines if line["rung"] == 1]
     assert high["number"] == low[0][1], "the best of the first rung is trained on"
@@ -127,12 +126,12 @@ def test_a_second_call_does_nothing(recipe: Path, undisturbed: tuple[Path, str])
 def test_more_trials_go_on_with_the_same_log_and_a_budget_ends_them(
     recipe: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Five trials are answered by the log; members of the others are trained already, but nothing is left to spend."""
+    """Three trials are answered by the log; members of the other are trained already, but nothing is left to spend."""
     run_dir = tmp_path / "c"
     shutil.copytree(undisturbed[0], run_dir)
     before = trials(run_dir)
     shutil.rmtree(artifact(run_dir))
-    text = search(recipe, run_dir, "--trials", "8", "--budget", "1")
+    text = search(recipe, run_dir, "--trials", "4", "--budget", "1")
     assert "stopped by the budget" in text
     assert trials(run_dir) == before, "no trial was begun"
     assert outcome(run_dir)["best"] == outcome(undisturbed[0])["best"]
@@ -142,23 +141,13 @@ def test_killed_at_a_random_moment_and_resumed_it_finds_the_same(recipe: Path, u
     run_dir = recipe.parent / "b"  # corpus and base are those of the other: what is under test begins with the members
     made = shutil.ignore_patterns("rungs", "members", "ratio_searches", "scratch", "placement")
     shutil.copytree(undisturbed[0], run_dir, ignore=made)
-    driver = subprocess.Popen(
-        command(recipe, run_dir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + 300
-    while not list(run_dir.glob("rungs/member-*/manifest.json")):
-        assert driver.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(random.Random(7).uniform(0, 5))
-    family = psutil.Process(driver.pid).children(recursive=True)
-    driver.kill()
-    driver.wait()
+    pause = random.Random(7).uniform(0, 5)
+    kill_when(lambda: list(run_dir.glob("rungs/member-*/manifest.json")), command(recipe, run_dir), 300, pause)
+    assert not list(run_dir.glob("ratio_searches/[!.]*"))
     search(recipe, run_dir)
     assert trials(run_dir) == trials(undisturbed[0])
     assert outcome(run_dir)["best"] == outcome(undisturbed[0])["best"]
     check_trainings(run_dir)
-    psutil.wait_procs(family, timeout=180)
 
 
 def test_a_run_takes_the_members_over(recipe: Path, undisturbed: tuple[Path, str]) -> None:

@@ -72,7 +72,7 @@ def test_killed_at_random_moments_a_search_ends_as_if_left_alone(small_tokens, s
 
 @pytest.fixture
 def one_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})  # a cluster of one CPU

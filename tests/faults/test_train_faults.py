@@ -57,8 +57,8 @@ def test_a_rank_killed_in_mid_step_costs_no_byte(small_base, small_tokens, tmp_p
     from safetensors.torch import load_file
 
     from boom_ray import records
+    from boom_ray.cluster.session import ray_session
     from boom_ray.ledger import Ledger
-    from boom_ray.session import ray_session
     from boom_ray.train import checkpoint
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # never somebody else's cluster

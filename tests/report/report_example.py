@@ -72,6 +72,10 @@ def example(ratios: tuple[float, ...] = RATIOS, ood: bool = True) -> dict[str, A
         "cosine": _cosine(ratios),
         "search": _search(len(ratios), rng),
         "stages": _stages(members),
+        "nodes": [
+            {"at": START + at, "cpu_nodes": cpu, "gpu_nodes": gpu, "begins": at == 0}
+            for at, cpu, gpu in ((0, 0, 0), (20, 4, 0), (90, 4, 2), (150, 0, 2), (400, 1, 0), (480, 0, 0), (500, 0, 0))
+        ],
         "chosen": "merge-searched",
         "published": "published/quickstart-3f9a61c2b7d40e18",
     }

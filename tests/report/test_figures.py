@@ -131,6 +131,7 @@ def test_nothing_to_show_gives_no_figure(name):
         "models": [],
         "sets": [],
         "stages": [],
+        "nodes": [],
         "search": None,
         "cosine": None,
     }

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from report_example import example, with_intervals
 
+from boom_ray.redact import redact
 from boom_ray.report.page import most_at_once, write_page
-from boom_ray.report.redact import redact
 
 VOID = {"meta", "link", "br"}
 

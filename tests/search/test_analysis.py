@@ -185,7 +185,7 @@ def test_what_is_no_search_is_refused_in_one_message(tmp_path: Path) -> None:
 
 def _tuned(folder: Path, loggers: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Six trials of Ray Tune with three reports each, of which the second is the best."""
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
 
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "" if loggers else "1")
     with ray_session():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from road_data import recipe_text, write_corpus, write_sets
 
-from boom_ray.cli_ratios import read_range, read_ratios, result_lines
+from boom_ray.commands.ratios import read_range, read_ratios, result_lines
 from boom_ray.config import BoomError
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import derive_keys, paused_key

@@ -3,7 +3,8 @@
     python checkpoint_ranks.py RANK FOLDER
 
 FOLDER holds ``base`` and ``tokens``. The pair trains under each case of ``CASES``: undisturbed below ``whole``, with an
-end in between below ``halves``; what ``ALONE`` was then is copied to ``alone``.
+end in between below ``halves``; what ``ALONE`` was then is copied to ``alone``. Under those of ``ASKED`` it is stopped
+below ``asked``: one of the two is told that its node is taken back.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -21,6 +25,7 @@ from boom_ray.config import Averages, Checkpoints, Train
 from boom_ray.data.batches import BatchReader, slice_of
 from boom_ray.data.schedule import Batch, batch_shuffle
 from boom_ray.data.tokens import TokenStore
+from boom_ray.failures import NOBODY, NODE, Stopped
 from boom_ray.ledger import Key
 from boom_ray.train import checkpoint, member
 from boom_ray.train.engine import DeepSpeedEngine
@@ -36,6 +41,7 @@ CASES = {
     "float16-3": {"zero_stage": 3, "precision": "float16"},
 }
 ALONE = "zero-1"  # one process goes on from it
+ASKED = {"zero-1": 5, "zero-2-accumulated": 6}  # and the checkpoint that they stop with: not one that is due
 
 
 def schedule(store: TokenStore) -> list[Batch]:
@@ -55,7 +61,7 @@ def task_of(folder: Path, case: str, root: str) -> MemberTask:
     return dataclasses.replace(task, checkpoints=Checkpoints(every=EVERY, keep=2))
 
 
-def fit(task: MemberTask, end: int | None = None) -> None:
+def fit(task: MemberTask, end: int | None = None, asked: Callable[[], int] = lambda: NOBODY) -> None:
     """As :func:`boom_ray.train.worker.train_member`, with this group and without Ray; ``end``: before that step."""
     rank, world = dist.get_rank(), dist.get_world_size()
     store = TokenStore(Path(task.tokens))
@@ -66,7 +72,7 @@ def fit(task: MemberTask, end: int | None = None) -> None:
         engine = member.begin(task, encoder, DeepSpeedEngine)
         if task.train.precision == "float16" and not task.start:  # so much that gradients overflow at first
             engine.state.count({**engine.state.counters(), "cur_scale": 2.0**15})
-        averages = member.run(task, engine, feed, log)
+        averages = member.run(task, engine, feed, log, asked)
     if end:
         return
     if rank == 0:
@@ -76,10 +82,10 @@ def fit(task: MemberTask, end: int | None = None) -> None:
     dist.barrier()
 
 
-def from_newest(task: MemberTask) -> MemberTask:
+def from_newest(task: MemberTask, step: int = STOP // EVERY * EVERY) -> MemberTask:
     found = checkpoint.newest(task)
     assert found is not None
-    assert found.step == STOP // EVERY * EVERY
+    assert found.step == step
     return dataclasses.replace(task, start=found.step)
 
 
@@ -95,10 +101,19 @@ def pair(folder: Path, rank: int) -> None:
         fit(from_newest(task))
 
 
+def stopped_in_between(folder: Path, rank: int) -> None:
+    for case, step in ASKED.items():
+        task, calls = task_of(folder, case, "asked"), count(1)
+        with pytest.raises(Stopped, match="taken back"):
+            fit(task, asked=lambda: NODE if next(calls) >= EVERY + 1 and rank == 1 else NOBODY)  # noqa: B023
+        fit(from_newest(task, step))
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     pair(folder, rank)
+    stopped_in_between(folder, rank)
     dist.destroy_process_group()
 
 

@@ -81,6 +81,14 @@ def test_two_ranks_that_go_on_leave_the_bytes_of_two_that_did_not_end(folder, ca
     assert metas[0]["order"] == metas[1]["order"]
 
 
+@pytest.mark.parametrize("case", list(RANKS.ASKED))
+def test_what_one_rank_is_asked_stops_both_after_the_same_step_and_costs_no_byte(folder, case):
+    """The script asserts that both stop, and with which checkpoint."""
+    whole, asked = (_member(folder, root, case) for root in ("whole", "asked"))
+    assert (whole / "model.safetensors").read_bytes() == (asked / "model.safetensors").read_bytes()
+    assert _rows(folder, "whole", case) == _rows(folder, "asked", case)
+
+
 def test_float16_goes_on_with_the_scale_that_it_has_found(folder):
     """Some updates are left out, because the loss scale is too large at first: they are not counted as updates."""
     log = folder / "halves" / "scratch" / "members" / f"float16-3-{'0' * 16}.jsonl"

@@ -12,13 +12,14 @@ import pytest
 from boom_ray import records
 from boom_ray.config import BoomError, Recipe, parse_recipe
 from boom_ray.costs import measured_speed
-from boom_ray.failures import Failure, again
+from boom_ray.failures import ASKED, NODE, Failure, Hung, Stopped, again
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Keys, World, derive_keys, steps
 from boom_ray.report.gantt import gantt_lines
 from boom_ray.report.tables import verdict
 from boom_ray.resources import Placement, Speed
 from boom_ray.runs import run_keys
+from boom_ray.stores.disks import DiskFull
 from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs, planned_nodes
 
 WORLD = World(("x",), None, ())
@@ -35,6 +36,10 @@ def _machine(step: int) -> Failure:
 
 def _fault(step: int) -> Failure:
     return Failure("fault", "OSError: no such file", step)
+
+
+def _taken(step: int) -> Failure:
+    return Failure("preempted", "its node is taken back", step)
 
 
 MISTAKE = Failure("mistake", "loss nan", 50)
@@ -58,6 +63,12 @@ MISTAKE = Failure("mistake", "loss nan", 50)
         ([_machine(s) for s in (5, 5, 5, 6)], True),  # progress forgives
         ([_machine(s) for s in range(1, 100)], True),  # a storm of preemptions, each a step further on
         ([_machine(5), _fault(5)], False),
+        ([_taken(s) for s in (5, 5, 5, 5, 5)], True),  # five nodes in a row are nobody's failure
+        ([_taken(0)] * 19, True),
+        ([_taken(0)] * 20, False),  # but a member that is never let get further ends
+        ([_taken(9), _taken(9), _fault(9)], True),  # they use up no patience with what really fails
+        ([_fault(9), _taken(9), _fault(9)], False),
+        ([*[_machine(3)] * 3, *[_taken(3)] * 9], True),
     ],
 )
 def test_what_is_started_again(failures, expected):
@@ -106,20 +117,33 @@ def test_who_starts_next(waiting, running, slots, most, expected):
 
 
 def test_a_members_failure_is_told_in_the_words_of_its_worker():
-    from ray.exceptions import ActorDiedError, RayTaskError
-    from ray.train import ControllerError, WorkerGroupError
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError, RayTaskError
+    from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
     from ray.train.v2._internal.exceptions import (
         WorkerGroupStartupFailedError,
         WorkerHealthCheckFailedError,
         WorkerHealthCheckTimeoutError,
     )
 
-    from boom_ray.train.ensemble import cause
+    from boom_ray.train.causes import cause
 
     died = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
     peer = RuntimeError("Connection closed by peer [127.0.0.1]:4242\nmore")
     mistake = BoomError("member-1, step 3, dataset nq: loss nan")
+    gone = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError(preempted=True))
+    full = WorkerHealthCheckFailedError(
+        "A worker health check failed.",
+        OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node: 31.2GB"),
+    )
+    hung = Hung("hung: rank 1 (process 7 on 10.0.0.3) does not answer for 300 s")
+    back = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [0]})
     table = [
+        (WorkerGroupError("text", {0: Stopped(ASKED[NODE]), 1: peer}), "preempted", "its node is taken back"),
+        (WorkerGroupError("text", {0: peer, 1: gone}), "preempted", "worker 1 went with its node"),
+        (PreemptionError(back, drain_timed_out=True), "preempted", "did not end in time"),
+        (WorkerGroupError("text", {0: full}), "fault", "worker 0 ran out of memory"),
+        (WorkerGroupError("text", {0: full}), "fault", "Lower train.chunk_tokens"),
+        (ControllerError(hung), "machine", "hung: rank 1 (process 7"),
         (WorkerGroupError("text", {0: peer, 1: died}), "machine", "worker 1 was lost"),
         (WorkerGroupError("text", {0: peer, 1: mistake}), "mistake", "member-1, step 3, dataset nq: loss nan"),
         (WorkerGroupError("text", {0: peer}), "fault", "RuntimeError: Connection closed by peer [127.0.0.1]:4242"),
@@ -129,6 +153,7 @@ def test_a_members_failure_is_told_in_the_words_of_its_worker():
         (ActorDiedError(), "machine", "its controller was lost"),
         (RayTaskError("fit", "traceback", mistake), "mistake", "member-1, step 3"),
         (mistake, "mistake", "member-1, step 3"),
+        (WorkerGroupError("text", {0: peer, 1: DiskFull("/run: it is full")}), "storage", "/run: it is full"),
         (ValueError(), "fault", "ValueError: "),
     ]
     for error, kind, words in table:

@@ -22,7 +22,7 @@ TRAIN = Train(batch_size=14, learning_rate=1e-3, hard_negatives=1, chunk_tokens=
 
 @pytest.mark.slow
 def test_one_and_two_workers_log_the_same_digest_for_every_step(small_base, small_tokens, tmp_path, monkeypatch):
-    from boom_ray.session import ray_session
+    from boom_ray.cluster.session import ray_session
     from boom_ray.train.ensemble import Room, train_ensemble
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # never somebody else's cluster

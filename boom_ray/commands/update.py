@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray.cli_plan import Overrides
+from boom_ray.commands.plan import Overrides
+from boom_ray.stores.mirrors import told
 
 RunDir = Annotated[
     Path | None,
@@ -71,10 +72,10 @@ def update(
     if result.report is not None:
         typer.echo("")
         typer.echo(format_update(result.summary))
-        typer.echo(f"report: {result.report}")
+        typer.echo(f"report: {told(result.report)}")
     if json_file is not None:
         json_file.write_text(json.dumps(result.summary, indent=1) + "\n", encoding="utf-8")
-    typer.echo(f"published: {result.published}")
+    typer.echo(f"published: {told(result.published)}")
 
 
 def history(

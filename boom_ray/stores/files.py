@@ -5,7 +5,9 @@ One place knows how an address is opened, which errors pass and which stay, and 
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 import random
 import re
 import shutil
@@ -14,14 +16,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from boom_ray.config import BoomError
+from boom_ray.exit_codes import Infrastructure
+from boom_ray.stores.disks import DiskFull
 
 ATTEMPTS = 3  # on top of those that the stores' own clients make
 _FIRST_WAIT, _MOST_WAIT = 1.0, 20.0  # seconds
 _BUFFER = 4 << 20
 _RESERVE = 1 << 30  # bytes left free beside what is staged
+_ANSWER = 30.0  # seconds without a byte after which a store's answer counts as lost; its client's own 3 s are short
+_S3_OPTIONS = {"endpoint_override", "region", "scheme"}  # of an address, as PyArrow reads them
 _PASSING = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTL|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME|UNAVAILABLE|DEADLINE|"
     r"timed? ?out|reset by peer|\b(408|429|500|502|503|504)\b",
@@ -69,6 +75,8 @@ def split(uri: str) -> tuple[str, str, str, str]:
     match = _PARTS.fullmatch(uri)
     if not match:
         raise BoomError(f"{uri} is no address. Write s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/OWNER/NAME.")
+    if ":" in match["bucket"] and "@" not in match["bucket"]:
+        raise BoomError(f"{uri} is no address: no bucket has a colon, and a slash inside of a secret is written %2F.")
     return match["scheme"], match["bucket"], match["key"], match["query"] or ""
 
 
@@ -107,20 +115,25 @@ def open_file(uri: str, size: int) -> IO[bytes]:
     return io.BufferedReader(_Remote(uri, size), _BUFFER)
 
 
-def retried(action: Callable[[], Result], uri: str, verb: str) -> Result:
-    """``action()``, again after a pause where the error may pass, ``ATTEMPTS`` times at most.
+def retried(
+    action: Callable[[], Result], uri: str, verb: str, attempts: int = ATTEMPTS, stays: type[BoomError] = BoomError
+) -> Result:
+    """``action()``, again after a pause where the error may pass, ``attempts`` times at most.
 
     Raises:
-        BoomError: an error that stays, or the last of those that may pass.
+        Infrastructure: the last of the errors that may pass.
+        BoomError: one that stays, at once, as ``stays``.
     """
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return action()
         except BoomError:
             raise
         except Exception as error:  # pyarrow and the hub raise their own, the operating system's and their clients'
-            if attempt == ATTEMPTS or not may_pass(error):
-                raise BoomError(f"{shown(uri)} cannot be {verb}: {_reason(error)}. {_advice(error)}") from None
+            passing = may_pass(error)
+            if attempt == attempts or not passing:
+                told = f"{shown(uri)} cannot be {verb}: {_reason(error)}. {_advice(error, attempts)}"
+                raise (Infrastructure if passing else stays)(told) from None
         time.sleep(min(_FIRST_WAIT * 4 ** (attempt - 1), _MOST_WAIT) * random.uniform(0.5, 1.0))
     raise AssertionError
 
@@ -142,14 +155,15 @@ def check_room(what: str, size: int, place: Path) -> None:
     """Ask before fetching.
 
     Raises:
-        BoomError: ``size`` bytes and a reserve do not fit on the disk of ``place``.
+        DiskFull: ``size`` bytes and a reserve do not fit on the disk of ``place``.
     """
     existing = next(p for p in (place, *place.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if size + _RESERVE > free:
-        raise BoomError(
-            f"{shown(what)} has {size / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free. "
-            f"Make room, or set BOOM_RAY_HOME to a larger disk."
+        raise DiskFull(
+            f"{shown(what)} has {size / 1e9:.2f} GB and {existing} has {free / 1e9:.2f} GB free, of which "
+            f"{_RESERVE / 1e9:.2f} GB stay free. Make room there, or set BOOM_RAY_HOME (BOOM_RAY_MIRRORS for a "
+            f"run directory's copies) to a folder on a larger disk."
         )
 
 
@@ -209,7 +223,7 @@ def _list_store(uri: str) -> list[Entry]:
     import pyarrow.fs as filesystems
 
     scheme, bucket, key, query = split(uri)
-    store, root = _store(uri)
+    store, root = filesystem(uri)
     path = f"{root.rstrip('/')}/{key}".rstrip("/")
     info = store.get_file_info(path)
     found = [info] if info.is_file else store.get_file_info(filesystems.FileSelector(path, recursive=True))
@@ -222,15 +236,27 @@ def _list_store(uri: str) -> list[Entry]:
 
 
 def _open_store(uri: str) -> Any:
-    store, root = _store(uri)
+    store, root = filesystem(uri)
     return store.open_input_file(f"{root.rstrip('/')}/{split(uri)[2]}")
 
 
-def _store(uri: str) -> tuple[Any, str]:
-    """The filesystem and the root of a bucket (or, for ``file://``, the root directory)."""
+def filesystem(uri: str) -> tuple[Any, str]:
+    """PyArrow's filesystem and the root of a bucket (or, for ``file://``, the root directory)."""
+    return _filesystem(*split(uri)[:2], split(uri)[3])
+
+
+@functools.lru_cache(maxsize=32)  # a new one asks for credentials, and Amazon for the bucket's region
+def _filesystem(scheme: str, bucket: str, query: str) -> tuple[Any, str]:
     import pyarrow.fs as filesystems
 
-    scheme, bucket, _, query = split(uri)
+    options: dict[str, Any] = dict(parse_qsl(query.removeprefix("?")))
+    if scheme == "s3" and options.keys() <= _S3_OPTIONS and "@" not in bucket:
+        if not options.keys() & {"endpoint_override", "region"} and not os.environ.get("AWS_ENDPOINT_URL"):
+            options["region"] = filesystems.resolve_s3_region(bucket)
+        options |= {"request_timeout": _ANSWER, "connect_timeout": _ANSWER / 3}
+        return filesystems.S3FileSystem(**options, allow_delayed_open=True), bucket  # one request, if small
+    if scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:
+        query += f"{'&' if query else '?'}retry_limit_seconds={_ANSWER / 3:.0f}"  # its client's own are 15 minutes
     return filesystems.FileSystem.from_uri(f"{scheme}://{bucket}{'' if bucket else '/'}{query}")
 
 
@@ -264,12 +290,12 @@ def _reason(error: Exception) -> str:
     return lines[0].rstrip(". ")
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, attempts: int) -> str:
     text = f"{type(error).__name__} {error}"
     if re.search(r"ACCESS_DENIED|Forbidden|\b40[13]\b|Unauthorized|Gated|RepositoryNotFound", text):
         return "Check the name and the credentials."
     if re.search(r"NO_SUCH_BUCKET|NoSuchBucket|not found|NotFound|does not exist|\b404\b", text, re.IGNORECASE):
         return "Check the name and the path."
     if may_pass(error):
-        return f"{ATTEMPTS} attempts failed: check the network and the endpoint."
+        return f"{attempts} attempts failed: check the network and the endpoint."
     return "Check the address."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ import typer
 if TYPE_CHECKING:
     from boom_ray.config import Recipe
     from boom_ray.ledger import Ledger
-    from boom_ray.plan import Keys
+    from boom_ray.plan import Keys, Step
+    from boom_ray.resources import Job, Speed
+    from boom_ray.train.traffic import Sizes
 
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file (YAML); shipped ones are in jobs/recipes/.")]
 Overrides = Annotated[
@@ -23,7 +26,8 @@ RunDir = Annotated[
     Path | None,
     typer.Option(
         "--run-dir",
-        help="Run directory. Default: $BOOM_RAY_HOME/NAME, else runs/NAME (~/boom_ray/runs/NAME in a Ray job).",
+        help="Run directory, also s3://BUCKET/NAME or gs://... Default: $BOOM_RAY_HOME/NAME, else runs/NAME "
+        "(~/boom_ray/runs/NAME in a Ray job).",
     ),
 ]
 Replan = Annotated[
@@ -50,6 +54,10 @@ def plan(
     rows_per_second: Annotated[
         float | None, typer.Option(min=1e-9, help="Speed of one worker. Default: as members of this run have shown.")
     ] = None,
+    parameters: Annotated[
+        float | None,
+        typer.Option(min=1, help="Of the model, as in 0.6e9: for the network's volume, while it is not here."),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all of it here, too.")] = None,
 ) -> None:
     """List the steps that a run would take, with their cost, and what is done already.
@@ -59,6 +67,7 @@ def plan(
       boom-ray plan jobs/recipes/quickstart.yaml --set train.batch_size=64
 
       boom-ray plan recipe.yaml --cluster 4x8xH100 --set resources.price=2.5 --rows 1700000 --rows-per-second 12
+          --parameters 0.6e9
     """
     from boom_ray.runs import list_steps, look_at
 
@@ -70,18 +79,55 @@ def plan(
         typer.echo(line)
     written: dict[str, Any] = {"name": parsed.name, "steps": [asdict(step) for step in steps]}
     if cluster is not None:
-        from boom_ray.report.gantt import gantt_lines
-        from boom_ray.train.placing import Assumed, ensemble_plan, forecast_jobs, planned_nodes
+        from boom_ray.train.placing import Assumed, forecast_jobs, planned_nodes
 
         jobs, speed = forecast_jobs(parsed, ledger, keys, Assumed(rows, rows_per_second), replan)
-        members = ensemble_plan(parsed, jobs, planned_nodes(cluster, parsed), speed)
-        bags = {f"member-{i}": rule.label for i, rule in enumerate(keys.rules)}
+        members = _EnsembleShown(parsed, keys, steps, parameters)
         typer.echo("")
-        for line in gantt_lines(members, bags, parsed.resources.price) if jobs else ["No member is left to train."]:
-            typer.echo(line)
-        written["ensemble"] = members.to_json(parsed.resources.price)
+        written["ensemble"] = members.show(jobs, planned_nodes(cluster, parsed), speed)
     if json_file:
         json_file.write_text(json.dumps(written, indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class _EnsembleShown:
+    """What is printed of the members on a cluster, and written as JSON."""
+
+    recipe: Recipe
+    keys: Keys
+    steps: Sequence[Step]
+    parameters: float | None
+
+    def show(self, jobs: Sequence[Job], nodes: Sequence[Mapping[str, float]], speed: Speed | None) -> dict[str, Any]:
+        from boom_ray.report.gantt import gantt_lines, network_lines
+        from boom_ray.train.placing import ensemble_plan
+        from boom_ray.train.traffic import traffic
+
+        price = self.recipe.resources.price
+        members = ensemble_plan(self.recipe, jobs, nodes, speed)
+        bags = {f"member-{i}": rule.label for i, rule in enumerate(self.keys.rules)}
+        for line in gantt_lines(members, bags, price) if jobs else ["No member is left to train."]:
+            typer.echo(line)
+        written = members.to_json(price)
+        if not (jobs and members.timed):
+            return written
+        if (sizes := self._sizes()) is None:
+            typer.echo("network: not known while the base is not here: give --parameters")
+            return written
+        volume = traffic(self.recipe, members.placements, {job.name: job.work for job in jobs}, sizes)
+        for line in network_lines(volume):
+            typer.echo(line)
+        return {**written, "network": asdict(volume)}
+
+    def _sizes(self) -> Sizes | None:
+        from boom_ray.train.traffic import STORED, Sizes
+
+        costs = {step.name: step.cost for step in self.steps}
+        stored, (tokens, rows) = costs["start"].bytes, (costs["tokens"].tokens, costs["tokens"].rows)
+        if not (self.parameters or stored):
+            return None
+        parameters = self.parameters or (stored or 0) / STORED
+        return Sizes.assumed(self.recipe, parameters, tokens / rows if tokens and rows else None)
 
 
 def unfetched_lines(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray import cli_analyze, cli_ratios
-from boom_ray.cli_plan import Overrides, RunDir
+from boom_ray.commands import analyze, ratios
+from boom_ray.commands.plan import Overrides, RunDir
 from boom_ray.config import BoomError
+from boom_ray.stores.mirrors import told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,18 +70,18 @@ def weights(
         typer.echo("nothing to do: this search is in the ledger.")
     for line in table_lines(search.found):
         typer.echo(line)
-    typer.echo(f"search: {search.folder}")
+    typer.echo(f"search: {told(search.folder)}")
     if write:
         write_models(search, write, _echo)
         typer.echo(
-            f"on the run's sets, in and out of domain: boom-ray evaluate {write}/* --run-dir {search.run.ledger.root}"
+            f"on the run's sets, in and out of domain: boom-ray evaluate {write}/* --run-dir {search.run.ledger}"
         )
     if json_file:
         json_file.write_text(json.dumps(search.found, indent=1) + "\n")
 
 
-app.command()(cli_ratios.ratios)
-app.command()(cli_analyze.analyze)
+app.command()(ratios.ratios)
+app.command()(analyze.analyze)
 
 
 def parse_members(text: str) -> list[int]:

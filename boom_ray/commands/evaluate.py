@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from boom_ray.cli_plan import Overrides
+from boom_ray.commands.plan import Overrides
 from boom_ray.config import BoomError
+from boom_ray.stores.mirrors import opened, told
 
 if TYPE_CHECKING:
     from boom_ray.contenders import Contender
@@ -84,6 +85,7 @@ def evaluate(
         _go_offline()
     if not models and not prefetch:
         raise typer.BadParameter("which model? Give its directory: boom-ray evaluate MODEL --sets FOLDER.")
+    models = [opened(model) for model in models or ()]
     asked = _Asked(tuple(sets or ()), _evaluation(benchmarks, tasks, cap, prompts, trained), run_dir, overrides or ())
     entries = asked.entries(models[0] if models else Path())
     if prefetch:
@@ -92,16 +94,15 @@ def evaluate(
         fetch(entries, typer.echo)
         typer.echo("every dataset is there: --offline works from now on.")
         return
-    listed = models or []
-    scores = _score(listed, entries, asked, results, actors)
+    scores = _score(models, entries, asked, results, actors)
     from boom_ray.evaluate.table import table
 
-    for line in score_lines(table(dict(zip(map(str, listed), scores, strict=True)), entries)):
+    for line in score_lines(table(dict(zip(map(told, models), scores, strict=True)), entries)):
         typer.echo(line)
-    for line in _remarks(benchmarks or (), entries, asked.trained(listed[0])):
+    for line in _remarks(benchmarks or (), entries, asked.trained(models[0])):
         typer.echo(line)
-    if len(listed) > 1:
-        typer.echo(f"which differences are more than chance: boom-ray compare {' '.join(map(str, listed))}")
+    if len(models) > 1:
+        typer.echo(f"which differences are more than chance: boom-ray compare {' '.join(map(str, models))}")
 
 
 def compare(

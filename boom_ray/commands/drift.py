@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boom_ray.cli_evaluate import Benchmarks, Caps, Sets, Tasks
+from boom_ray.commands.evaluate import Benchmarks, Caps, Sets, Tasks
+from boom_ray.stores.mirrors import opened
 
 if TYPE_CHECKING:
     from boom_ray.evaluate.marks import Mark
@@ -67,6 +68,7 @@ def drift(
     from boom_ray.report.drift import format_drift
 
     check_plot(plot)
+    old, new = opened(old), opened(new)
     limit = read_cap(cap or ())
     own = {file.name: plain_texts(file, limit if isinstance(limit, int) else None) for file in texts or ()}
     wanted = _Wanted(tuple(sets or ()), tuple(benchmarks or ()), tuple(tasks or ()), limit, run_dir)
@@ -111,6 +113,7 @@ def contamination(
     from boom_ray.overlaps import find_marks, keep_marks, kept_samples, training_texts
 
     wanted = _Wanted(tuple(sets or ()), tuple(benchmarks or ()), tuple(tasks or ()), read_cap(cap or ()), run_dir)
+    model = opened(model)
     entries = _entries(model, wanted)
     texts = training_texts(None if training else _corpus(model, run_dir), training or ())
     samples = {str(model): kept_samples(model, entries, results)}
@@ -151,7 +154,7 @@ def _corpus(model: Path, run_dir: Path | None) -> Path | None:
     """The corpus of the run that a model is in, or that is named; None where it is in none."""
     from boom_ray.runs import open_run
 
-    root = run_dir or model.resolve().parent.parent
+    root = opened(run_dir) if run_dir else model.resolve().parent.parent
     if run_dir is None and not (root / "world.json").is_file():
         return None
     _, ledger, keys = open_run(root)

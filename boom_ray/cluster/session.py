@@ -8,13 +8,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from boom_ray.cluster import head, interrupts
+from boom_ray.cluster.autoscale import node_resources, nodes_with
 from boom_ray.config import BoomError
+from boom_ray.exit_codes import Infrastructure
+from boom_ray.resources import Bundle
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would take Ctrl-C for itself and end as if it had finished
     "TOKENIZERS_PARALLELISM": "false",
 }
 # Ray's switch for one-machine clusters: every server binds to 127.0.0.1. `_node_ip_address="127.0.0.1"` does not: Ray
@@ -46,18 +51,35 @@ def ray_session() -> Iterator[None]:
     if local:
         options |= {"address": "local", "num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
         options |= {"object_store_memory": _OBJECT_STORE_BYTES}
-    ray.init(**options)
+    _connect(options)
     try:
-        yield
+        with head.watched(ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
 
 
-def node_resources() -> list[Mapping[str, float]]:
-    """Resources of every node that is alive."""
-    import ray
+def _connect(options: dict[str, Any]) -> None:
+    """``ray.init``, which takes SIGTERM for itself.
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    Raises:
+        BoomError: the cluster wants another token.
+        Infrastructure: the cluster that the environment names does not answer.
+    """
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ray.init(**options)
+    except AuthenticationError as error:
+        raise BoomError(f"the Ray cluster refuses the token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {error}") from None
+    except (ConnectionError, RuntimeError) as error:
+        if "address" in options:
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise Infrastructure(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason}") from None
+    finally:
+        interrupts.keep()
 
 
 def running_nodes() -> list[Mapping[str, float]]:
@@ -82,8 +104,18 @@ def running_nodes() -> list[Mapping[str, float]]:
 
 
 def largest_node() -> int:
-    """CPUs of the node that has the most: what one process can have to itself."""
-    return max(int(node.get("CPU", 0)) for node in node_resources())
+    """CPUs of the node that has the most: what one process can have to itself. Waits for a node where none is here."""
+    return max(int(node.get("CPU", 0)) for node in nodes_with(Bundle(1, 0.0)))
+
+
+def off_the_head() -> dict[str, Any]:
+    """Options of an actor that takes no CPU of Ray's, and must not run on a head that takes no work."""
+    import ray
+
+    for node in ray.nodes():
+        if node["Alive"] and "node:__internal_head__" in node["Resources"] and not node["Resources"].get("CPU"):
+            return {"label_selector": {"ray.io/node-id": f"!{node['NodeID']}"}}
+    return {}
 
 
 def hardware() -> dict[str, Any]:
@@ -104,5 +136,5 @@ def get(reference: Any) -> Any:
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, BoomError):
-            raise BoomError(str(error.cause)) from None
+            raise type(error.cause)(str(error.cause)) from None
         raise

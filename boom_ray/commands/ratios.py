@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from boom_ray.cli_plan import Overrides, RecipeArgument, RunDir
+from boom_ray.commands.plan import Overrides, RecipeArgument, RunDir
 from boom_ray.config import BoomError
+from boom_ray.stores.mirrors import told
 
 
 def ratios(
@@ -64,7 +65,7 @@ def ratios(
         result, where = found
         for line in result_lines(result):
             typer.echo(line)
-        typer.echo(f"search: {where}")
+        typer.echo(f"search: {told(where)}")
 
 
 def read_ratios(text: str) -> list[float]:

@@ -1,0 +1,1 @@
+"""The commands of `boom-ray`, a module each."""
