@@ -336,7 +336,7 @@ def test_the_second_signal_ends_at_once():
 
 _STUBBORN = """
 import hashlib, threading
-from boom_ray import interrupts
+from boom_ray.cluster import interrupts
 with interrupts.handled():
     try:
         print("ready", flush=True)

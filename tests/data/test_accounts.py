@@ -92,7 +92,9 @@ FILES = st.lists(st.lists(ROW | st.just({"query": "bad"}), max_size=30), min_siz
 def test_files_to_batches_lose_no_row(files, cap, kind, name, seed):
     """From jsonl files through cleaning and bags to batches, against plain Python sets."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "on_workers", lambda work, items: [work(item) for item in items])  # in this process
+        patch.setattr(
+            corpus, "on_workers", lambda work, items, files: [work(item) for item in items]
+        )  # in this process
         counts, rows, rules = _built(files, cap, seed, Path(folder))
     usable = [r for f in files for r in f if "pos" in r and "leak" not in (r["query"], r["pos"])]
     distinct = {(r["dataset"], r["query"], r["pos"]) for r in usable}
