@@ -56,7 +56,7 @@ def test_self_contained_small_and_well_formed():
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(tree.ids)
     assert "<script" not in html
     assert not re.findall(r"@import|url\((?!#)", html)
-    assert html.count("<svg") == 11
+    assert html.count("<svg") == 12
     assert write_page(example()) == html
 
 
