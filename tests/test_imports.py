@@ -54,7 +54,7 @@ RAY = {
     "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "stages", "pipeline", "update.stages",
     "search.ratios", "search.ratio_judge", "train.asked", "train.word", "train.watchdog", "train.causes",
     "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice",
-    "cluster.one_machine",
+    "cluster.one_machine", "cluster.orphans",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},

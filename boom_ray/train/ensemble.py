@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from boom_ray import records
 from boom_ray.cluster import interrupts
 from boom_ray.cluster.autoscale import PATIENCE, node_resources, wish, workers_ahead
+from boom_ray.cluster.orphans import release_orphans
 from boom_ray.config import BoomError
 from boom_ray.data.feed import rank_data_config, rank_datasets
 from boom_ray.data.schedule import Batch
@@ -198,6 +199,8 @@ class _Ensemble:
                 self._take_failure(start.placement, error)
             else:
                 self._take_landed(start)
+        if any(self._failures.values()):
+            release_orphans()
 
     def _take_landed(self, start: _Start) -> None:
         name = start.placement.name

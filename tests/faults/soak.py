@@ -32,7 +32,8 @@ NODES = 2
 INFRASTRUCTURE = 3  # the exit code that asks for another start
 STARTS = 4  # of one run, beside those that follow a kill of the driver
 IDLE = "IDLE"
-FOR_GOOD = {"_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data's, which stay with the cluster
+# Ray Data's stay with the cluster. Ray Train's asks a dashboard whether its controller is dead; this head has none
+FOR_GOOD = {"_StatsActor", "_AutoscalingCoordinatorActor", "PlacementGroupCleaner"}
 
 
 @dataclass(frozen=True)
