@@ -18,7 +18,7 @@ from road_data import recipe_text, write_corpus, write_sets
 from boom_ray.config import BoomError, parse_recipe
 from boom_ray.runs import with_found_miners
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 SHORT = ["search.trials=4", "evaluate.sets=[]", "train.max_steps=4", "base.build.warm_steps=0"]
 
 
