@@ -17,6 +17,7 @@ from contextlib import suppress
 from types import TracebackType
 
 import psutil
+import requests
 
 STORE = 128 << 20  # bytes of a node's object store
 AGENT = "Agent"  # Ray's own helpers of a node: DashboardAgent, RuntimeEnvAgent
@@ -61,6 +62,24 @@ def kill_session(leader: subprocess.Popen[bytes], seconds: float = 30) -> None:
     leader.wait()
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1, all different, on which nothing listens."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def answers(head: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether the dashboard of a head that runs answers, with or without asking for a token."""
+    assert head.poll() is None, "the head has ended"
+    try:
+        return requests.get(f"http://127.0.0.1:{port}/api/version", timeout=5).status_code in (200, 401)
+    except requests.RequestException:
+        return False
+
+
 class OwnCluster:
     """A head without CPUs and ``nodes`` nodes of one CPU each, token on, all servers on 127.0.0.1.
 
@@ -69,9 +88,7 @@ class OwnCluster:
 
     def __init__(self, nodes: int) -> None:
         self._folder = tempfile.mkdtemp(prefix="br-", dir="/tmp")  # short: sockets lie in it
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
+        (port,) = free_ports(1)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_ADDRESS": f"127.0.0.1:{port}",

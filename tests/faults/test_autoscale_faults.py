@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 import yaml
-from own_cluster import kill_session, session_of
+from own_cluster import answers, free_ports, kill_session, session_of
 from road_data import recipe_text, write_corpus, write_sets
 
 pytestmark = pytest.mark.slow
@@ -74,7 +72,7 @@ def _command(process) -> str:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    port, dashboard, agent = _free_ports(3)
+    port, dashboard, agent = free_ports(3)
     folder = tempfile.mkdtemp(prefix="br-", dir="/tmp")  # short: sockets lie in it
     config = yaml.safe_load(CONFIG.read_text().replace("127.0.0.1:6379", f"127.0.0.1:{port}"))
     config["idle_timeout_minutes"] = IDLE / 60
@@ -100,19 +98,11 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with open(tmp_path / "head.log", "w") as log:
         head = subprocess.Popen(command, env=environment | provider, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait(lambda: _answers(head, dashboard), "dashboard", 90)
+        _wait(lambda: answers(head, dashboard), "dashboard", 90)
         yield Cluster(head, dashboard, {**environment, "RAY_ADDRESS": f"127.0.0.1:{port}"})
     finally:
         kill_session(head)  # this head and its nodes; `ray stop` would end every Ray on the machine
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(head: subprocess.Popen[bytes], port: int) -> bool:
-    assert head.poll() is None, "the head has ended"
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/api/version", timeout=5).status_code in (200, 401)
-    except requests.RequestException:
-        return False
 
 
 def _wait(ready: Callable[[], object], what: str, seconds: float) -> None:
@@ -120,14 +110,6 @@ def _wait(ready: Callable[[], object], what: str, seconds: float) -> None:
     while not ready():
         assert time.monotonic() < end, f"no {what} after {seconds} s"
         time.sleep(0.5)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_a_run_grows_its_cluster_and_lets_it_go(cluster, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import requests
 from cut_proxy import CutProxy
 from finished_runs import published, take_corpus
-from own_cluster import kill_session
+from own_cluster import answers, free_ports, kill_session
 
 from boom_ray.cluster.lease import process_start
 
@@ -90,36 +90,18 @@ def head() -> Iterator[Head]:
         "HOME": f"{folder}/home",
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1"]
-    gcs, port, agent = _free_ports(3)
+    gcs, port, agent = free_ports(3)
     command += [f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}"]
     command += [f"--dashboard-agent-listen-port={agent}", "--num-cpus=2", "--object-store-memory=268435456"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
     one = Head(process, port, environment)
     try:
-        wait_for(lambda: _answers(one))
+        wait_for(lambda: answers(process, port))
         yield one
     finally:
         kill_session(process)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _answers(head: Head) -> bool:
-    assert head.process.poll() is None, "the head has ended"
-    try:
-        return requests.get(f"{head.address}/api/version", timeout=5).status_code in (200, 401)
-    except requests.RequestException:
-        return False
-
-
-def _free_ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def test_tokens_and_exit_codes_tell_the_truth(head: Head, road: Path, tmp_path: Path) -> None:
