@@ -21,6 +21,14 @@ hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True
 hypothesis.settings.load_profile("boom_ray")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two processes, one takes the tests that start Ray, first and one by one, the other the rest, file by file."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("slow") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Row shards (two) and datasets.json of 160 rows: retrieval, classification, clustering and sts."""

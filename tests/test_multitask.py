@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.skipif(MINILM is None, reason="the extra 'minilm' is not installed"),
 ]
 
-MANY_LABELS = {"banking77", "hwu64", "goemotions", "clinc150"}  # ten draws of 8 texts per label: two thirds of the time
+# classification draws 8 texts per label ten times over: one set of it is enough here, and it is most of the time
+LEFT_OUT = {"banking77", "hwu64", "goemotions", "clinc150", "amazon_counterfactual_de", "amazon_counterfactual_en"}
 SHORT = (
     "base.max_tokens=32",
     "corpus.max_rows_per_dataset=150",
@@ -29,18 +30,19 @@ SHORT = (
     "train.max_steps=8",
     "search.trials=4",
     "search.max_rows=8",
+    "search.datasets=[medquad, nl2bash, stsb_en]",
     "evaluate.cap=40",
     "evaluate.members=false",
 )
 
 
 def evaluation_folders(root: Path) -> list[Path]:
-    """The evaluation sets without those of many labels."""
+    """The evaluation sets without most of classification."""
     folders = [root / "in_domain", root / "out_of_domain"]
     for folder in folders:
         folder.mkdir()
         for entry in (Path(os.environ["BOOM_RAY_DATA"]) / "eval" / folder.name).iterdir():
-            if entry.name not in MANY_LABELS:
+            if entry.name not in LEFT_OUT:
                 (folder / entry.name).symlink_to(entry)
     return folders
 
@@ -57,7 +59,7 @@ def test_multitask_recipe_on_real_data(tmp_path: Path) -> None:
         [*command, "--run-dir", str(tmp_path / "run")], cwd=REPOSITORY, capture_output=True, text=True, timeout=590
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "In-domain, 16 sets" in done.stdout
+    assert "In-domain, 14 sets" in done.stdout
     assert "Out-of-domain, 8 sets" in done.stdout
     summary = json.loads((tmp_path / "run" / "report" / "summary.json").read_text())
     assert [m["name"] for m in summary["models"]] == ["base", "merge-ratio", "merge-uniform", "merge-searched"]
