@@ -30,7 +30,7 @@ from boom_ray.train.member import MemberTask
 
 STEPS = 1500
 EVERY = 100
-HANG_SECONDS = 15.0
+HANG_SECONDS = 30.0
 PREEMPTION = 2  # DRAIN_NODE_REASON_PREEMPTION
 
 

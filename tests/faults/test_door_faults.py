@@ -17,7 +17,7 @@ import pytest
 from remote_servers import Bucket
 from road_data import recipe_text, write_corpus, write_sets
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CANARY = "c4nary"
 SECRETS = {

@@ -17,6 +17,7 @@ from driver_kills import kill_when
 from finished_runs import take_corpus
 from road_data import recipe_text
 
+pytestmark = pytest.mark.long
 OPTIONS = ["--ratios", "40,70,100", "--members", "2-3", "--trials", "3", "--rungs", "2"]
 
 
