@@ -21,6 +21,7 @@ hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True
 hypothesis.settings.load_profile("boom_ray")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of two processes, one takes the tests that start Ray, first and one by one, the other the rest, file by file."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
