@@ -23,11 +23,11 @@ hypothesis.settings.load_profile("boom_ray")
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes, one takes the tests that start Ray, first and one by one, the other the rest, file by file."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Of two processes, one takes the files with tests that start Ray, first and one by one, the other the rest."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for item in items:
-        group = "ray" if item.get_closest_marker("slow") else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in slow else str(item.path)))
 
 
 @pytest.fixture(scope="session")
