@@ -9,13 +9,13 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/boom-ray run jobs/recipes/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest --ignore=tests/faults -n 2 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --ignore=tests/faults -m "not long" -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests/faults -m "not long"
 
 test-long: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest tests/faults -m long
+	$(VENV)/bin/python -m pytest -m long
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .

