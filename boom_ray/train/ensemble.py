@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,8 +105,6 @@ def train_ensemble(
     except KeyboardInterrupt:
         ensemble.stop(interrupts.grace())
         raise
-    finally:
-        ensemble.close()
     return ensemble.final
 
 
@@ -126,7 +124,6 @@ class _Ensemble:
         self, ledger: Ledger, work: Work, placements: Sequence[Placement], room: Room, watcher: Watcher
     ) -> None:
         self._ledger, self._work, self._room, self._watcher = ledger, work, room, watcher
-        self._pool = ThreadPoolExecutor(max_workers=len(placements) or 1, thread_name_prefix="member")
         self._word = Word()
         self._ahead: _Start | None = None
         self._opened: dict[str, float] = {}
@@ -177,7 +174,7 @@ class _Ensemble:
             folder = f"scratch/members/{task.key.name}"
             callbacks.append(Watchdog(task.name, task.root, folder, self._room.hang_seconds))
         gang = _Gang(placement.width, self._room.bundle, callbacks, self._word)
-        future = self._pool.submit(_train_one, self._ledger, task, batches, gang)
+        future = _in_thread(placement.name, lambda: _train_one(self._ledger, task, batches, gang))
         return _Start(placement, gate, future)
 
     def wait(self) -> list[_Start]:
@@ -231,10 +228,6 @@ class _Ensemble:
             wait([start.future for start in self.running], timeout=seconds)
             self._word.forget()
 
-    def close(self) -> None:
-        """After an interrupt nobody waits for a ``fit()`` that goes on."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
 
 def _no_room(waiting: Sequence[Placement], here: int) -> Infrastructure:
     wide = ", ".join(f"{p.name} on {p.width}" for p in waiting)
@@ -242,6 +235,21 @@ def _no_room(waiting: Sequence[Placement], here: int) -> Infrastructure:
         f"no node with room came in {PATIENCE / 60:.0f} minutes: {here} workers fit now, but {wide} wait. Run again on "
         f"a larger cluster, or with --replan, which gives them another width."
     )
+
+
+def _in_thread(name: str, work: Callable[[], int]) -> Future[int]:
+    """Do it in a thread that no interpreter waits for at its end: after an interrupt a ``fit()`` may never come back,
+    because it asks a Ray that is gone."""
+    future: Future[int] = Future()
+
+    def do() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, name=name, daemon=True).start()
+    return future
 
 
 _START = threading.Lock()

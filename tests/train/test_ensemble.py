@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,24 @@ def test_who_starts_next(waiting, running, slots, most, expected):
 
     found = next_to_start(_queue(*waiting), _queue(*running), slots, most)
     assert (found and found.name) == expected
+
+
+def test_a_fit_that_never_comes_back_holds_no_exit():
+    """As one that asks a Ray which a stopped command has shut down."""
+    stuck = "import threading; from boom_ray.train.ensemble import _in_thread as go; go('m', threading.Event().wait)"
+    assert subprocess.run([sys.executable, "-c", stuck], timeout=60).returncode == 0
+
+
+def test_what_a_thread_does_is_what_its_future_says():
+    from boom_ray.train.ensemble import _in_thread
+
+    assert _in_thread("member-0", lambda: 7).result(timeout=10) == 7
+    with pytest.raises(BoomError, match="no member"):
+        _in_thread("member-1", _fail).result(timeout=10)
+
+
+def _fail() -> int:
+    raise BoomError("no member")
 
 
 def test_a_members_failure_is_told_in_the_words_of_its_worker():
