@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,18 +32,50 @@ def resolve_base(model: str, revision: str | None) -> Path:
         ) from None
 
 
-def import_base(source: Path, out: Path, pooling: Pooling | None, max_tokens: int, append_eos: bool = False) -> None:
-    """Write a base checkpoint as a portable directory in float32; its tokenizer ends texts where that is asked for.
+def import_base(
+    source: Path,
+    out: Path,
+    pooling: Pooling | None,
+    max_tokens: int,
+    append_eos: bool = False,
+    layers: int | None = None,
+) -> None:
+    """Write a base checkpoint as a portable directory in float32, cut behind its first ``layers`` layers where that is
+    asked for; its tokenizer ends texts where that is.
 
     Raises:
-        BoomError: see :meth:`Encoder.load` and :func:`boom_ray.model_files.end_texts`.
+        BoomError: see :meth:`Encoder.load`, :func:`keep_layers` and :func:`boom_ray.model_files.end_texts`.
     """
     encoder = Encoder.load(source, device="cpu")
+    if layers is not None:
+        keep_layers(encoder.backbone, layers, source)
     if append_eos:
         end_texts(encoder.tokenizer, source)
     encoder.pooling = pooling or encoder.pooling
     encoder.max_tokens = min(max_tokens, position_limit(encoder.backbone, encoder.tokenizer))
     encoder.save(out)
+
+
+def keep_layers(backbone: Any, layers: int, model: str | Path) -> None:
+    """Cut a backbone (in place) behind its first ``layers`` transformer layers.
+
+    Raises:
+        BoomError: it has fewer, or they are not one list of modules.
+    """
+    config = backbone.config
+    stacks = [
+        m for m in backbone.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == config.num_hidden_layers
+    ]
+    if layers > config.num_hidden_layers:
+        raise BoomError(f"base.layers is {layers}, but {model} has {config.num_hidden_layers} layers. Lower it.")
+    if len(stacks) != 1:
+        raise BoomError(
+            f"{model} has no single list of {config.num_hidden_layers} layers to cut. Leave out base.layers."
+        )
+    del stacks[0][layers:]
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
 
 
 def build_base(build: BuildBase, tokenizer_dir: Path, out: Path, pooling: Pooling, max_tokens: int, seed: int) -> None:

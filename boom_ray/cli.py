@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from boom_ray.cluster import interrupts
-from boom_ray.commands import bench, corpus, drift, evaluate, plan, push, search, submit, update
+from boom_ray.commands import bench, corpus, demo, drift, evaluate, plan, push, search, study, submit, update
 from boom_ray.commands.plan import Overrides, RecipeArgument, Replan, RunDir
 from boom_ray.config import BoomError
 from boom_ray.exit_codes import FAILED, INFRASTRUCTURE, MISTAKE, TERMINATED, Stopped, code_of
@@ -46,6 +46,8 @@ app.command()(update.update)
 app.command()(update.history)
 app.command()(submit.submit)
 app.command()(push.push)
+app.command()(study.study)
+app.command()(demo.search_demo)
 
 
 @app.command()

@@ -10,20 +10,20 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from boom_ray.config_bags import BY_RATIO, Bags, Passes, ScheduleName
 from boom_ray.config_corpus import Corpus, Frozen
 from boom_ray.config_errors import explain
 from boom_ray.config_ratios import RatioSearch
-from boom_ray.config_search import Search
+from boom_ray.config_search import Search, Weights
+from boom_ray.config_study import Study
 from boom_ray.config_update import Update
 from boom_ray.redact import redact, without_secrets
 
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines
 Pooling = Literal["mean", "cls", "lasttoken"]
-Weights = Literal["searched", "ratio", "uniform"]
 Cap = Annotated[int, Field(ge=10)]
-ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential", "two_stage", "example_shuffle"]
 
 
 class BoomError(Exception):
@@ -60,6 +60,7 @@ class Base(Frozen):
 
     model: str | None = Field(None, description="Hugging Face name or local directory")
     revision: str | None = Field(None, description="commit or tag of a Hugging Face name")
+    layers: int | None = Field(None, ge=1, description="of model, only the first so many layers; default: all")
     build: BuildBase | None = None
     pooling: Pooling | None = Field(None, description="default: what the directory's 1_Pooling says, else mean")
     max_tokens: int = Field(128, ge=4, le=131072, description="longer texts are cut, special tokens included")
@@ -73,67 +74,8 @@ class Base(Frozen):
             raise ValueError("give exactly one of 'model' (a Hugging Face name or a directory) and 'build'")
         if self.build and self.append_eos:
             raise ValueError("append_eos is for a model: the tokenizer that is built ends every text with [SEP]")
-        return self
-
-
-class Bags(Frozen):
-    """What each member sees: one member per ratio, or one per dataset, task type or named group."""
-
-    kind: Literal["subset", "bootstrap", "dataset", "task_type", "groups"] = Field(
-        "subset",
-        description="subset: without replacement; bootstrap: with; the others: one member each, for comparison",
-    )
-    ratios: tuple[float, ...] = Field(
-        (0.2, 0.4, 0.6, 0.8, 1.0), min_length=1, description="share of every dataset, a member each"
-    )
-    numbers: tuple[int, ...] | None = Field(
-        None,
-        description="of the members, which their draws and identities follow from; default 0, 1, 2 and so on. A search "
-        "of ratios names those of its members, so that a run takes them over",
-    )
-    nested: bool = Field(False, description="true: a smaller bag lies inside a larger one; false: independent draws")
-    resample: Literal["poisson", "multinomial"] = Field(
-        "poisson", description="bootstrap: independent counts per row, or exactly the asked number of draws"
-    )
-    groups: dict[str, tuple[str, ...]] = Field({}, description="kind groups: names of datasets by name of the group")
-    dataset_ratios: dict[str, float] = Field({}, description="factors on the share of single datasets")
-    temperature: float = Field(
-        1.0, gt=0, description="above 1 evens out the datasets' sizes: shares follow rows ** (1 / temperature)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_groups(cls, raw: Any) -> Any:
-        """A member of each dataset, task type or group sees all of it, unless the recipe says otherwise."""
-        if isinstance(raw, dict) and raw.get("kind") in ("dataset", "task_type", "groups"):
-            return {"ratios": (1.0,), **raw}
-        return raw
-
-    @field_validator("ratios")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        for ratio in value:
-            if not 0 < ratio <= 1:
-                raise ValueError(f"a ratio is a share of each dataset, above 0 and at most 1; got {ratio}")
-        return value
-
-    @model_validator(mode="after")
-    def _fits(self) -> Bags:
-        if (self.kind == "groups") != bool(self.groups):
-            raise ValueError("kind groups needs 'groups', and no other kind takes them")
-        if self.numbers is not None:
-            if self.kind not in ("subset", "bootstrap") or len(self.numbers) != len(self.ratios):
-                raise ValueError("numbers are for kinds subset and bootstrap, one for each of the ratios")
-            if len(set(self.numbers)) < len(self.numbers) or min(self.numbers) < 0:
-                raise ValueError(f"numbers of members are different and at least 0; got {list(self.numbers)}")
-        if self.nested and self.kind != "subset":
-            raise ValueError("only bags of kind subset can be nested")
-        if self.kind not in ("subset", "bootstrap") and len(self.ratios) != 1:
-            raise ValueError(
-                f"kind {self.kind} makes one member each: ratios is then one number, its share, as in ratios: [1.0]"
-            )
-        if any(factor < 0 for factor in self.dataset_ratios.values()):
-            raise ValueError("a factor in dataset_ratios is at least 0")
+        if self.build and self.layers:
+            raise ValueError("layers cuts a model; of a base that is built, build.layers says how many it has")
         return self
 
 
@@ -163,7 +105,7 @@ class Train(Frozen):
 
     schedule: ScheduleName = Field("batch_shuffle", description="the order of batches: see docs/data.md")
     batch_size: int = Field(256, ge=2, description="rows of one global step, whatever the number of workers")
-    epochs: int = Field(1, ge=1)
+    epochs: Passes = Field(1, description="passes over the bag; of a fraction of a pass, its first batches")
     max_steps: int | None = Field(
         None, ge=1, description="stop after this many steps; the learning-rate decay fits itself to it"
     )
@@ -276,10 +218,11 @@ class Recipe(Frozen):
     ratio_search: RatioSearch = RatioSearch()
     evaluate: Evaluate = Evaluate()
     update: Update | None = None
+    study: Study = Study()
 
     @model_validator(mode="after")
     def _enough_members(self) -> Recipe:
-        counted = {"subset": len(self.bags.ratios), "bootstrap": len(self.bags.ratios), "groups": len(self.bags.groups)}
+        counted = dict.fromkeys(BY_RATIO, len(self.bags.ratios)) | {"groups": len(self.bags.groups)}
         members, needed = counted.get(self.bags.kind), self.resources.min_members
         if members is not None and needed is not None and needed > members:
             raise ValueError(f"resources.min_members ({needed}) is more than the {members} members that bags makes")

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from boom_ray.config_corpus import Frozen
 
 Bounds = tuple[float, float]
+Weights = Literal["searched", "ratio", "uniform"]  # of a merge: found by the search, as the bags are large, all equal
 # of merge.registry, without importing it: the methods whose result is a sum of the members, decided by a few numbers
 SEARCHABLE = ("linear", "task_arithmetic", "multislerp", "karcher", "slerp", "nuslerp", "model_stock")
 GRADIENT = ("self_positioning", "gradient")

@@ -11,9 +11,9 @@ from boom_ray.config import BoomError
 from boom_ray.evaluate.compare import Scored, Task
 from boom_ray.evaluate.results import kept_folder, kept_scores, model_revision
 from boom_ray.evaluate.samples import read_samples
+from boom_ray.evaluate.scored import read_scored
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
-from boom_ray.report.summary import model_samples
 from boom_ray.runs import open_run
 
 
@@ -123,11 +123,7 @@ def kept(contender: Contender, results: Path) -> tuple[Scored, list[Task]]:
         BoomError: there are none; says which command makes them.
     """
     if contender.ledger is not None and contender.scores is not None:
-        meta = contender.ledger.manifest(contender.scores)["meta"]
-        tasks = [
-            Task(s["name"], s["task_type"], s["domain"], s["metric"], s.get("benchmark", "")) for s in meta["sets"]
-        ]
-        return Scored(contender.label, meta["scores"], model_samples(contender.ledger, contender.scores)), tasks
+        return read_scored(contender.ledger, contender.scores, contender.label)
     revision = model_revision(contender.directory) if contender.directory else None
     found = kept_scores(results, contender.name, revision)
     if not found and contender.directory is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from boom_ray.config import Recipe
 from boom_ray.data.rules import dataset_rules
-from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size
+from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size, part_of, pass_shares
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Cost, Keys
 from boom_ray.records import frozen
@@ -36,7 +36,7 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
         )
     speed = measured_speed(ledger, keys, recipe)
     for index in keys.ensemble:
-        epoch = _epoch(recipe, ledger, keys, counts, index) if counts else None
+        epoch = epoch_of(recipe, ledger, keys, _drawn(counts, index)) if counts else None
         costs[f"member-{index}"] = _member_cost(recipe, epoch, tokens, corpus_rows, speed)
     members = len(keys.ensemble)
     costs["gram"] = Cost(bytes=size and size * (members + 1))
@@ -47,11 +47,15 @@ def estimate(recipe: Recipe, ledger: Ledger, keys: Keys) -> dict[str, Cost]:
     return costs
 
 
-def _epoch(recipe: Recipe, ledger: Ledger, keys: Keys, counts: Mapping[str, Any], index: int) -> tuple[int, int]:
-    """(rows, steps) of a member's epoch, as the schedule cuts its bag into batches."""
+def _drawn(counts: Mapping[str, Any], index: int) -> dict[str, int]:
+    """Rows of a member's bag by dataset."""
+    return {name: dataset["members"][index]["drawn"] for name, dataset in counts["datasets"].items()}
+
+
+def epoch_of(recipe: Recipe, ledger: Ledger, keys: Keys, drawn: Mapping[str, int]) -> tuple[int, int]:
+    """(rows, steps) of an epoch over a bag of so many rows by dataset, as the schedule cuts it into batches."""
     rules = dataset_rules(ledger.read_json(keys.tokens, "datasets.json"))
     smallest = SMALLEST_TAIL if recipe.train.tail == "keep" else None
-    drawn = {name: dataset["members"][index]["drawn"] for name, dataset in counts["datasets"].items()}
     return epoch_size(Schedule(recipe.train.schedule, recipe.train.batch_size, smallest, rules), drawn)
 
 
@@ -64,16 +68,20 @@ def _member_cost(
 ) -> Cost:
     if epoch is None:
         return Cost(steps=recipe.train.max_steps)
-    rows, steps = (count * recipe.train.epochs for count in epoch)
-    if recipe.train.max_steps is not None and steps > recipe.train.max_steps:
-        rows = round(rows * recipe.train.max_steps / steps)
-        steps = recipe.train.max_steps
+    rows, steps = run_size(recipe, epoch)
     return Cost(
         rows=rows,
         tokens=round(tokens * rows / corpus_rows) if tokens and corpus_rows else None,
         steps=steps,
         device_hours=speed.seconds(rows, 1) / 3600 if speed else None,
     )
+
+
+def run_size(recipe: Recipe, epoch: tuple[int, int]) -> tuple[int, int]:
+    """(rows, steps) of a member's whole training, of those of an epoch; a part of one has its share of the rows."""
+    steps = sum(part_of(epoch[1], share) for share in pass_shares(recipe.train.epochs))
+    steps = steps if recipe.train.max_steps is None else min(steps, recipe.train.max_steps)
+    return round(epoch[0] * steps / max(1, epoch[1])), steps
 
 
 def _corpus_rows(ledger: Ledger, keys: Keys) -> int | None:

@@ -6,40 +6,27 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boom_ray.cluster.lease import held
-from boom_ray.config import BoomError, Recipe
+from boom_ray.config import Recipe
 from boom_ray.config_corpus import Mine
-from boom_ray.exit_codes import Failed, Infrastructure
-from boom_ray.failures import Failure, Kind
-from boom_ray.ledger import Key, Ledger
+from boom_ray.ledger import Ledger
+from boom_ray.members import gram_members, train_members
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
-from boom_ray.preparation import Echo, Run, due, make_corpus, mine_negatives, prepare
+from boom_ray.preparation import Echo, Run, due, final_task, make_corpus, mine_negatives, prepare
 from boom_ray.recipe import load_recipe
-from boom_ray.records import drop_checkpoints, forget, lost_members, record_failure
-from boom_ray.report.layout import duration
+from boom_ray.records import forget
 from boom_ray.report.summary import write_summary
-from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_evaluation, run_keys, with_found_miners
+from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_keys, with_found_miners
 from boom_ray.search.points import Point, even_point
 
 if TYPE_CHECKING:
     from boom_ray.final import FinalTask
-    from boom_ray.merging import GramTask
     from boom_ray.stages import FinalHandle
-
-
-# A run that members have ended: the first of these kinds that one of them has failed with says how.
-_ENDS_AS: dict[Kind, type[BoomError]] = {
-    "mistake": BoomError,
-    "storage": Infrastructure,
-    "fault": Failed,
-    "machine": Infrastructure,
-    "preempted": Infrastructure,
-}
 
 
 @dataclass(frozen=True)
@@ -163,76 +150,6 @@ def _carry_out(run: Run) -> Run:
     return run
 
 
-def train_members(run: Run) -> Run:
-    """Train the members that are missing; the run with the members that it goes on with."""
-    from boom_ray.train.placing import ensemble_plan, member_jobs, missing_members
-
-    drop_checkpoints(run.ledger, run.keys.members)
-    todo = missing_members(run.ledger, run.keys)
-    if not todo:
-        return run
-    from boom_ray.cluster.autoscale import grown_nodes
-    from boom_ray.costs import measured_speed
-    from boom_ray.merging import GrowingGrams
-    from boom_ray.progress import watch
-    from boom_ray.train.ensemble import Room, Watcher, train_ensemble
-    from boom_ray.train.work import member_work
-
-    recipe, ledger = run.recipe, run.ledger
-    members = {i: member_work(recipe, ledger, run.keys, i) for i in todo}
-    rows = {i: sum(len(batch.rows) for batch in batches) for i, (_, batches) in members.items()}
-    jobs, speed = member_jobs(ledger, run.keys, rows), measured_speed(ledger, run.keys, recipe)
-    nodes = grown_nodes(recipe.resources, [job.width or 1 for job in jobs])
-    plan = ensemble_plan(recipe, jobs, nodes, speed)
-    work = {f"member-{i}": member for i, member in members.items()}
-    shape = ", ".join(f"{p.name} on {p.width}" for p in plan.placements)
-    lasting = f", about {duration(plan.makespan)}" if plan.timed else ""
-    run.echo(f"[{time.strftime('%H:%M:%S')}] members: {shape} of {plan.limits.slots} worker slots{lasting}")
-    watched = [(work[p.name][0], work[p.name][0].meta["bag"]) for p in plan.placements]
-    room = Room(plan.bundle, plan.limits.max_concurrent, plan.limits.slots, recipe.resources.hang_seconds)
-    grams = GrowingGrams(_gram_task(run))
-    with watch(watched) as shown:
-        watcher = Watcher(shown.tick, grams.grow, say=run.echo)
-        failed = train_ensemble(ledger, work, plan.placements, room, watcher)
-    grams.wait()
-    return _without(run, {work[name][0].key: failure for name, failure in failed.items()})
-
-
-def _without(run: Run, failed: Mapping[Key, Failure]) -> Run:
-    """The run without the members that failed for good, where the recipe says that the others are enough.
-
-    Raises:
-        BoomError: they are not; names them, and why they failed.
-    """
-    for key, failure in failed.items():
-        record_failure(run.ledger, key, failure)
-    if not failed:
-        return run
-    lost = lost_members(run.recipe, run.ledger, run.keys.members)
-    if not lost:
-        lines = "\n  ".join(f"{key.label}: {failure}" for key, failure in failed.items())
-        raise _ENDS_AS[min((failure.kind for failure in failed.values()), key=list(_ENDS_AS).index)](
-            f"{len(failed)} of {len(run.keys.members)} members failed; the others are kept. Run again to resume, or "
-            f"set resources.min_members to go on without them.\n  {lines}"
-        )
-    return dataclasses.replace(run, keys=derive_keys(run.recipe, run.world, lost))
-
-
-def gram_members(run: Run) -> None:
-    """Gram matrices of all members and the base."""
-    if not due(run, run.keys.grams, "gram: inner products of all members, tensor by tensor"):
-        return
-    from boom_ray.merging import make_grams
-
-    make_grams(_gram_task(run))
-
-
-def _gram_task(run: Run) -> GramTask:
-    from boom_ray.merging import GramTask
-
-    return GramTask(str(run.ledger.root), tuple(run.keys.ensemble.values()), run.keys.base, run.keys.grams)
-
-
 def search_members(run: Run) -> None:
     """Search the weights and the scale that the members are merged with."""
     settings, keys = run.recipe.search, run.keys
@@ -254,21 +171,16 @@ def _final(run: Run) -> None:
     keys, recipe = run.keys, run.recipe
     if run.has(keys.published):
         return
-    from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
-
-    found = run_evaluation(recipe, run.ledger, keys)
-    sets = found.sets(found.trained)
-    task = FinalTask(recipe, str(run.ledger.root.resolve()), keys, tuple(sets), found.trained, largest_node())
+    task = final_task(run)
     _merge(run, task)
     due_scores = {name: key for name, key in keys.scores.items() if not run.has(key)}
     if due_scores:
         from boom_ray.scoring import score_models
 
         models = f"{len(due_scores)} models" if len(due_scores) > 1 else next(iter(due_scores))
-        run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(sets)} sets")
+        run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(task.sets)} sets")
         score_models(task, due_scores, run.echo)
-    if sets:
+    if task.sets:
         from boom_ray.stages import mark_sets
 
         run.echo(f"[{time.strftime('%H:%M:%S')}] final: looking for test texts of the sets in the corpus")

@@ -100,20 +100,27 @@ class Step:
     cost: Cost
 
 
-def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Keys:
-    """All identities of a run, before anything has been made; ``lost`` are members that it goes on without."""
+def key(kind: str, label: str, *inputs: Any) -> Key:
+    """The artifact of a kind that is made of these."""
+    return Key(kind, label, identity([kind, _VERSIONS.get(kind, 1), *inputs]))
 
-    def key(kind: str, label: str, *inputs: Any) -> Key:
-        return Key(kind, label, identity([kind, _VERSIONS.get(kind, 1), *inputs]))
 
+def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = (), base: Key | None = None) -> Keys:
+    """All identities of a run, before anything has been made.
+
+    Args:
+        lost: members that it goes on without.
+        base: that of another recipe, where members share it although they train otherwise; default: the recipe's own.
+    """
     dump = recipe.model_dump(mode="json")
     # paths are left out: the digests in `world` say what the files hold, wherever they lie
     datasets = [{k: v for k, v in d.items() if k != "path"} for d in dump["corpus"]["datasets"]]
     corpus_settings = {**dump["corpus"], "datasets": datasets, "dev": None, "mine": None}
     corpus = key("corpus", recipe.name, corpus_settings, recipe.seed, world.sources, world.sets)
-    mined = _mined_key(recipe, dump, world, corpus, key)
+    mined = _mined_key(recipe, dump, world, corpus)
     base_settings = {k: dump["base"][k] for k in ("pooling", "max_tokens")}
     base_settings |= {"append_eos": True} if recipe.base.append_eos else {}
+    base_settings |= {"layers": recipe.base.layers} if recipe.base.layers else {}
     if recipe.base.build:
         shape = {k: dump["base"]["build"][k] for k in ("layers", "hidden", "heads", "vocab")}
         start = key("start", "built", base_settings, shape, recipe.seed, corpus.identity)
@@ -124,7 +131,7 @@ def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Key
     # numbers that are the places of the members are left out, as in runs that know of none
     bag_settings = {name: value for name, value in dump["bags"].items() if name != "numbers" or value is not None}
     bags = key("bags", recipe.name, dev_settings, bag_settings, corpus.identity)
-    base = _base_key(recipe, dump, start, tokens, dev_settings, key)
+    base = base or _base_key(recipe, dump, start, tokens, dev_settings)
     rules = bag_rules(recipe.bags, world.datasets)
     members = tuple(
         key(
@@ -156,16 +163,22 @@ def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = ()) -> Key
     averages = {k.label: k for m in landing.values() for k in average_keys(m, recipe.train.averages).values()}
     models = {"base": base, **(landing | averages if recipe.evaluate.members else {})}
     models |= {f"merge-{name}": merge for name, merge in merges.items()}
-    score_settings = [recipe.evaluate.cap, world.sets, mined.identity, dev_settings]
-    score_settings += [[recipe.evaluate.prompts, world.tasks]] if recipe.evaluate.prompts or world.tasks else []
-    scores = {name: key("scores", name, score_settings, model.identity) for name, model in models.items()}
+    scores = {name: score_key(recipe, world, mined, name, model) for name, model in models.items()}
     chosen = merges[recipe.merge.weights]
     published = key("published", recipe.name, chosen.identity, [k.identity for k in scores.values()])
     made = (corpus, mined, start, tokens, bags, base, members, grams, search)
     return Keys(*made, merges, scores, published, rules, averages, lost)
 
 
-def _mined_key(recipe: Recipe, dump: dict[str, Any], world: World, corpus: Key, key: Callable[..., Key]) -> Key:
+def score_key(recipe: Recipe, world: World, mined: Key, name: str, model: Key) -> Key:
+    """The scores of a model of a recipe, which calls it ``name``; ``mined`` is the corpus of its dev rows."""
+    dev = [recipe.corpus.dev.model_dump(mode="json"), recipe.seed]
+    settings = [recipe.evaluate.cap, world.sets, mined.identity, dev]
+    settings += [[recipe.evaluate.prompts, world.tasks]] if recipe.evaluate.prompts or world.tasks else []
+    return key("scores", name, settings, model.identity)
+
+
+def _mined_key(recipe: Recipe, dump: dict[str, Any], world: World, corpus: Key) -> Key:
     """The corpus with mined negatives: another corpus of the same rows. Models are known by what they hold."""
     if recipe.corpus.mine is None:
         return corpus
@@ -173,9 +186,7 @@ def _mined_key(recipe: Recipe, dump: dict[str, Any], world: World, corpus: Key, 
     return key("corpus", f"{recipe.name}-mined", _MINING, settings, world.miners, corpus.identity)
 
 
-def _base_key(
-    recipe: Recipe, dump: dict[str, Any], start: Key, tokens: Key, dev: list[Any], key: Callable[..., Key]
-) -> Key:
+def _base_key(recipe: Recipe, dump: dict[str, Any], start: Key, tokens: Key, dev: list[Any]) -> Key:
     """A built base is warmed up; any other base is the start itself."""
     if not (recipe.base.build and recipe.base.build.warm_steps):
         return start

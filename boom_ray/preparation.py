@@ -1,4 +1,5 @@
-"""The steps of a run before its members train: corpus, mined negatives, start, tokens, bags, warm base."""
+"""The steps of a run before its members train: corpus, mined negatives, start, tokens, bags, warm base; and what those
+after them work on."""
 
 from __future__ import annotations
 
@@ -8,11 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from boom_ray.config import Recipe
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys, World
+from boom_ray.runs import run_evaluation
+
+if TYPE_CHECKING:
+    from boom_ray.final import FinalTask
 
 Echo = Callable[[str], None]
 
@@ -149,3 +155,13 @@ def warm_base(run: Run) -> None:
 
     task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())
     stages.warm(task, batches)
+
+
+def final_task(run: Run) -> FinalTask:
+    """What merging and scoring a run's models work on, with the sets that they are scored on."""
+    from boom_ray.cluster.session import largest_node
+    from boom_ray.final import FinalTask
+
+    found = run_evaluation(run.recipe, run.ledger, run.keys)
+    sets = tuple(found.sets(found.trained))
+    return FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, sets, found.trained, largest_node())

@@ -4,8 +4,9 @@ that were final. Small files that a person can read and delete."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from boom_ray.config import Recipe
 from boom_ray.failures import Failure
@@ -51,6 +52,12 @@ def final_failure(ledger: Ledger, key: Key) -> Failure | None:
 
 def record_failure(ledger: Ledger, key: Key, failure: Failure) -> None:
     ledger.write_text(f"failures/{key.name}.json", json.dumps(asdict(failure), indent=1) + "\n")
+
+
+def member_seconds(meta: Mapping[str, Any]) -> float:
+    """Device-seconds that a member's training took, by its manifest; those between an interruption and the next start
+    are left out."""
+    return float((meta["finished"] - meta["started"] - meta.get("idle", 0.0)) * meta["width"])
 
 
 def forget(ledger: Ledger, keys: Sequence[Key]) -> None:

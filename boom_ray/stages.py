@@ -39,7 +39,8 @@ def _make_start(base: Base, corpus: str, seed: int, out: str) -> None:
     folder.mkdir(parents=True)
     if base.build is None:
         assert base.model is not None  # the recipe was checked: exactly one of model and build
-        import_base(resolve_base(base.model, base.revision), folder, base.pooling, base.max_tokens, base.append_eos)
+        source = resolve_base(base.model, base.revision)
+        import_base(source, folder, base.pooling, base.max_tokens, base.append_eos, base.layers)
     else:
         train_tokenizer(fetch(corpus), base.build.vocab, base.max_tokens, folder)
         build_base(base.build, folder, folder, base.pooling or "mean", base.max_tokens, seed)

@@ -11,7 +11,8 @@ from typing import Any
 from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
 from boom_ray.ledger import Ledger
-from boom_ray.pipeline import gram_members, search_members
+from boom_ray.members import gram_members
+from boom_ray.pipeline import search_members
 from boom_ray.plan import Keys, World, derive_keys
 from boom_ray.preparation import Echo, Run
 from boom_ray.recipe import load_recipe

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).parent.parent
-COMMANDS = ("plan", "run", "merge", "evaluate", "compare", "report", "submit")
+COMMANDS = ("plan", "run", "merge", "evaluate", "compare", "report", "study", "submit")
 HEAVY = {"torch", "ray", "transformers", "mteb", "deepspeed", "numba", "matplotlib", "sklearn", "sentence_transformers"}
 Call = Callable[..., tuple[int, str, str]]
 

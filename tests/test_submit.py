@@ -73,7 +73,7 @@ def test_shipped_recipes_can_be_submitted(monkeypatch):
 
 def test_every_job_is_a_command_with_help():
     jobs = {file.stem: [sys.executable, str(file), "--help"] for file in sorted(PROJECT.glob("jobs/*.py"))}
-    assert set(jobs) == {"analyze", "evaluate", "merge", "run", "search_ratios", "search_weights", "update"}
+    assert set(jobs) == {"analyze", "evaluate", "merge", "run", "search_ratios", "search_weights", "study", "update"}
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     started = {
         name: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)

@@ -22,7 +22,8 @@ def member_account(
     """Counts by dataset: ``rows_in`` and every place of ``PLACES``; each row that was read is in exactly one.
 
     ``used``: distinct rows in at least one batch. ``tail``: in the bag, never in a batch, left out of the last pass
-    with an incomplete batch. ``cut``: in the bag, and ``train.max_steps`` ended the run before they came.
+    with an incomplete batch. ``cut``: in the bag, and the run ended before they came: at ``train.max_steps``, or after
+    a fraction of a pass.
 
     Args:
         corpus: ``counts.json`` of the corpus; it also has the datasets of which no row is left.

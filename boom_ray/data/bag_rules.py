@@ -8,13 +8,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
-from boom_ray.config import Bags, BoomError
+from boom_ray.config import BoomError
+from boom_ray.config_bags import Bags
 from boom_ray.config_corpus import TASK_TYPES
 
-BagKind = Literal["subset", "poisson", "multinomial"]
+BagKind = Literal["subset", "partition", "poisson", "multinomial"]
 ONE_PER_GROUP = ("dataset", "task_type", "groups")  # kinds of the recipe that make a member of each
 
 
@@ -23,13 +25,14 @@ class BagRule:
     """One member's rule.
 
     Attributes:
-        kind: without replacement, or which way with.
+        kind: without replacement, of a partition, or which way with.
         ratio: the share of every dataset, before factors and temperature.
         stream: number of the stream of hashes; rules of one stream draw nested bags.
         datasets: the only ones in the bag; None: all.
         factors: on the shares of single datasets.
         temperature: above 1 evens out the datasets' sizes.
         label: what people call the bag.
+        start: of a partition, the ratios of the bags before it: it takes the rows from there on.
     """
 
     kind: BagKind
@@ -39,11 +42,13 @@ class BagRule:
     factors: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
     label: str = ""
+    start: float = 0.0
 
     def identity(self) -> list[Any]:
         """Exactly what the bag's rows depend on, beside the corpus and the run's seed; labels are not."""
         names = None if self.datasets is None else sorted(self.datasets)
-        return [self.kind, self.ratio, self.stream, names, dict(sorted(self.factors.items())), self.temperature]
+        rows = [self.kind, self.ratio, self.stream, names, dict(sorted(self.factors.items())), self.temperature]
+        return [*rows, self.start] if self.kind == "partition" else rows
 
     def holds(self, dataset: str) -> bool:
         return self.datasets is None or dataset in self.datasets
@@ -60,20 +65,29 @@ def bag_rules(bags: Bags, datasets: Sequence[tuple[str, str]] = ()) -> tuple[Bag
     """
     if bags.kind in ONE_PER_GROUP:
         return tuple(_group_rule(bags, i, *group) for i, group in enumerate(_groups(bags, datasets)))
-    kind: BagKind = "subset" if bags.kind == "subset" else bags.resample
+    kind: BagKind = bags.resample if bags.kind == "bootstrap" else "partition" if bags.kind == "partition" else "subset"
     factors = {name: f for name, f in bags.dataset_ratios.items() if f != 1.0}
+    numbers = bags.numbers or tuple(range(len(bags.ratios)))
+    *starts, _ = accumulate(bags.ratios, _sum, initial=0.0)
+    common = numbers[0] if bags.kind == "partition" else 0 if bags.nested else None
     return tuple(
         BagRule(
             kind,
             ratio,
-            0 if bags.nested else member,
+            number if common is None else common,
             None,
             factors,
             bags.temperature,
             f"{100 * ratio:.3g} %" + ("" if kind == "subset" else f" {kind}"),
+            start if kind == "partition" else 0.0,
         )
-        for member, ratio in zip(bags.numbers or range(len(bags.ratios)), bags.ratios, strict=True)
+        for number, ratio, start in zip(numbers, bags.ratios, starts, strict=True)
     )
+
+
+def _sum(before: float, ratio: float) -> float:
+    """Where a bag of a partition ends, and the next begins: one number, whichever of the two asks."""
+    return round(before + ratio, 10)
 
 
 def _groups(bags: Bags, datasets: Sequence[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
@@ -98,12 +112,16 @@ def shares(rule: BagRule, sizes: Mapping[str, int], weights: Mapping[str, float]
 
     With n the training rows of a dataset, f its factor and T the temperature, a subset takes
     ``min(1, ratio * f * (n_min / n) ** (1 - 1/T))`` of it; a bootstrap, whose draws in all stay ``ratio * sum(n)``,
-    ``ratio * f * n ** (1/T - 1) * sum(n) / sum(f * n ** (1/T))``, which may be above 1.
+    ``ratio * f * n ** (1/T - 1) * sum(n) / sum(f * n ** (1/T))``, which may be above 1. A bag of a partition takes what
+    lies between two subsets, see :func:`edges`.
 
     Args:
         sizes: training rows by dataset.
         weights: factors that the sources themselves bring.
     """
+    if rule.kind == "partition":
+        before, upto = edges(rule, sizes, weights)
+        return {name: upto[name] - before[name] for name in sizes}
     inside = {name: n for name, n in sizes.items() if rule.holds(name) and n}
     factor = {name: rule.factors.get(name, 1.0) * weights.get(name, 1.0) for name in inside}
     found = dict.fromkeys(sizes, 0.0)
@@ -121,6 +139,16 @@ def shares(rule: BagRule, sizes: Mapping[str, int], weights: Mapping[str, float]
     total = math.fsum(pull.values())
     every = rule.ratio * sum(inside.values())
     return {**found, **{name: every * pull[name] / total / n for name, n in inside.items() if total}}
+
+
+def edges(
+    rule: BagRule, sizes: Mapping[str, int], weights: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Shares of every dataset at which a bag of a partition begins and ends: those of the subsets before it, without
+    and with it."""
+    ends = (rule.start, min(1.0, _sum(rule.start, rule.ratio)))
+    before, upto = (shares(replace(rule, kind="subset", ratio=ratio), sizes, weights) for ratio in ends)
+    return before, upto
 
 
 def check_rules(rules: Sequence[BagRule], names: Sequence[str]) -> None:

@@ -2,9 +2,9 @@
 
 Subset: a row is in when the hash of its id and the bag's seed is at most a threshold. The threshold that gives exactly
 the wanted share of each dataset is computed once, when the bag is drawn, and then frozen: rows that arrive later meet
-the same threshold, so no old row ever changes its place. Poisson bootstrap: the hash decides how often a row is in, at
-a frozen rate. Multinomial bootstrap: an exact number of draws over the rows that there are. Dev rows are chosen first,
-as a subset is, and are in no bag.
+the same threshold, so no old row ever changes its place. Bags of a partition lie between thresholds of one stream of
+hashes. Poisson bootstrap: the hash decides how often a row is in, at a frozen rate. Multinomial bootstrap: an exact
+number of draws over the rows that there are. Dev rows are chosen first, as a subset is, and are in no bag.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from boom_ray.config import BoomError
-from boom_ray.data.bag_rules import BagKind, BagRule, check_rules, shares
+from boom_ray.data.bag_rules import BagKind, BagRule, check_rules, edges, shares
 
 ALL = 2**64 - 1  # a threshold that every hash is under
 NONE = -1  # one that no hash is under
@@ -92,6 +92,7 @@ class Bag:
         limits: by dataset: a subset's threshold, a multinomial's number of draws; 0 for Poisson.
         sizes: training rows that it was drawn from.
         since: number of the first row that is in the bag whatever its hash says, and so are all after it; None: none.
+        floors: by dataset: of a partition, the threshold that its hashes lie above.
     """
 
     kind: BagKind
@@ -101,6 +102,7 @@ class Bag:
     limits: Mapping[str, int]
     sizes: Mapping[str, int]
     since: int | None = None
+    floors: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,12 @@ def draw_bag(rule: BagRule, train: Mapping[str, np.ndarray], seed: int, weights:
     limits = dict.fromkeys(sizes, 0) if rule.kind == "poisson" else counts
     if rule.kind == "subset":
         limits = {name: threshold(membership_hash(train[name], seed), count) for name, count in counts.items()}
+    if rule.kind == "partition":
+        floors, limits = (
+            {name: threshold(membership_hash(train[name], seed), round(ends[name] * n)) for name, n in sizes.items()}
+            for ends in edges(rule, sizes, weights)
+        )
+        return Bag(rule.kind, rule.ratio, seed, parts, limits, sizes, floors=floors)
     return Bag(rule.kind, rule.ratio, seed, parts, limits, sizes)
 
 
@@ -237,8 +245,9 @@ def _drawn(ids: np.ndarray, name: str, bag: Bag) -> np.ndarray:
     if not bag.sizes.get(name):
         return np.zeros(len(ids), dtype=np.int64)
     hashes = membership_hash(ids, bag.seed)
-    if bag.kind == "subset":
-        return under(hashes, bag.limits[name]).astype(np.int64)
+    if bag.kind in ("subset", "partition"):
+        inside = under(hashes, bag.limits[name]) & ~under(hashes, bag.floors.get(name, NONE))
+        return inside.astype(np.int64)
     if bag.kind == "poisson":
         return poisson_counts(hashes, bag.shares[name])
     if len(ids) != bag.sizes[name]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from boom_ray.config import ScheduleName
+from boom_ray.config_bags import ScheduleName
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.rules import DatasetRule
 
@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         dropped: rows in tails that were left out, by dataset, summed over passes.
         tail: row numbers that the last pass left out so.
-        ended_early: ``max_steps`` cut the run before its last pass was over.
+        ended_early: the run ended before its last pass was over: at ``max_steps``, or after a fraction of a pass.
     """
 
     batches: tuple[Batch, ...]
@@ -113,25 +113,39 @@ def one_pass(bag: Bag, schedule: Schedule, seed: int, number: int, first_stage: 
     return replace(plan, batches=tuple(b for t in types for b in _shuffled(cut, sorted(members[t]), rng)))
 
 
-def whole_run(bag: Bag, schedule: Schedule, seed: int, epochs: int, max_steps: int | None) -> Plan:
+def pass_shares(epochs: float) -> list[float]:
+    """Of every epoch the share of its batches that is trained: 1.8 epochs are ``[1, 0.8]``."""
+    whole = int(epochs)
+    rest = round(epochs - whole, 9)
+    return [1.0] * whole + ([rest] if rest else [])
+
+
+def whole_run(bag: Bag, schedule: Schedule, seed: int, epochs: float, max_steps: int | None) -> Plan:
     """The batches of all passes, cut at ``max_steps``: a pass that the run does not reach is not made.
 
-    A pass is an epoch; ``two_stage`` has ``epochs`` passes of its first stage and then as many of its second.
+    A pass is an epoch, of the last one only the first batches where ``epochs`` is no whole number; ``two_stage`` has
+    ``epochs`` passes of its first stage and then as many of its second.
     """
-    passes = 2 * epochs if schedule.name == "two_stage" else epochs
+    one_stage = pass_shares(epochs)
+    parts = one_stage * (2 if schedule.name == "two_stage" else 1)
     batches: list[Batch] = []
     dropped: Counter[str] = Counter(dict.fromkeys(bag, 0))
     tail, early = np.empty(0, np.int64), False
-    for number in range(passes):
+    for number, share in enumerate(parts):
         early = max_steps is not None and len(batches) >= max_steps
         if early:
             break
-        plan = one_pass(bag, schedule, seed, number, first_stage=number < epochs)
-        batches += plan.batches
+        plan = one_pass(bag, schedule, seed, number, first_stage=number < len(one_stage))
+        batches += plan.batches[: part_of(len(plan.batches), share)]
         dropped.update(plan.dropped)
         tail = plan.tail
-    early = early or (max_steps is not None and len(batches) > max_steps)
+    early = early or parts[-1] < 1 or (max_steps is not None and len(batches) > max_steps)
     return Plan(tuple(batches[:max_steps]), dict(dropped), tail, early)
+
+
+def part_of(batches: int, share: float) -> int:
+    """Batches of a share of a pass: at least one, where the pass has any."""
+    return min(batches, max(1, round(share * batches)))
 
 
 def epoch_size(schedule: Schedule, drawn: Mapping[str, int]) -> tuple[int, int]:

@@ -12,11 +12,12 @@ from typing import Any
 
 from boom_ray.cluster.node_counts import read_counts
 from boom_ray.config import Recipe
-from boom_ray.evaluate.samples import Samples, read_samples
+from boom_ray.evaluate.samples import Samples
+from boom_ray.evaluate.scored import model_samples
 from boom_ray.ledger import Key, Ledger
 from boom_ray.overlaps import run_marks
 from boom_ray.plan import Keys
-from boom_ray.records import final_failure
+from boom_ray.records import final_failure, member_seconds
 from boom_ray.report.drift import run_drift
 from boom_ray.report.intervals import run_intervals
 from boom_ray.report.page import write_page
@@ -72,22 +73,14 @@ def run_samples(ledger: Ledger, keys: Keys) -> dict[str, dict[str, Samples]]:
     return {name: model_samples(ledger, key) for name, key in keys.scores.items() if ledger.has(key)}
 
 
-def model_samples(ledger: Ledger, scores: Key) -> dict[str, Samples]:
-    """``{set: samples}``: what the scores of one model of a run were made from."""
-    files = read_samples(ledger.path(scores) / "mteb" / "samples")
-    stems = {s["name"]: s["name"].replace("/", "-") for s in ledger.manifest(scores)["meta"]["sets"]}
-    return {name: files[stem] for name, stem in stems.items() if stem in files}
-
-
 def _member(ledger: Ledger, key: Key, index: int) -> dict[str, Any]:
     meta = ledger.manifest(key)["meta"]
     kept = ("ratio", "seed", "steps", "rows", "texts", "tokens", "width", "threads", "started", "finished", "losses")
-    seconds = (meta["finished"] - meta["started"] - meta.get("idle", 0.0)) * meta["width"]
     return {
         "name": f"member-{index}",
         "identity": key.identity,
         "per_dataset": meta["per_dataset"],
-        "device_seconds": seconds,
+        "device_seconds": member_seconds(meta),
         **{name: meta[name] for name in kept},
         **{name: meta.get(name) for name in ("bag", "accounts", "order", "measured", "datasets")},
     }

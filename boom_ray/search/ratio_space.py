@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
-from boom_ray.config import Bags, BoomError
+from boom_ray.config import BoomError
+from boom_ray.config_bags import Bags
 from boom_ray.config_ratios import RATIO_STEP, RatioSearch
 
 Job = tuple[int, int]  # number of a trial, rung

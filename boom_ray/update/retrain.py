@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from boom_ray.data.bagging import Draw
 from boom_ray.ledger import Key
-from boom_ray.pipeline import gram_members, merge_point, search_members, train_members
+from boom_ray.members import gram_members, train_members
+from boom_ray.pipeline import merge_point, search_members
 from boom_ray.plan import Keys
 from boom_ray.preparation import Run, due
 from boom_ray.update.keys import retrain_keys

@@ -11,9 +11,9 @@ from typing import Any
 from boom_ray.chain import Version, mixed
 from boom_ray.data.core import UPDATE
 from boom_ray.evaluate.samples import Samples
+from boom_ray.evaluate.scored import model_samples
 from boom_ray.evaluate.significance import Contrast, Interval, Paired
 from boom_ray.ledger import Key
-from boom_ray.report.summary import model_samples
 from boom_ray.report.update import write_update_page
 from boom_ray.update.costs import account
 from boom_ray.update.retrain import keys_of, retrained, score_key
