@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/boom-ray run jobs/recipes/quickstart.yaml
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest --ignore=tests/faults -m "not long" -n 2 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --ignore=tests/faults -m "not long" -n 2 --no-loadscope-reorder
 
 test-faults: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests/faults -m "not long"

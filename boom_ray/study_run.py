@@ -24,7 +24,7 @@ from boom_ray.ledger import Ledger
 from boom_ray.plan import World
 from boom_ray.preparation import Echo
 from boom_ray.recipe import load_recipe
-from boom_ray.runs import look, require_data, resolve_run_dir
+from boom_ray.runs import look, require_data, resolve_run_dir, run_evaluation
 from boom_ray.study.conditions import Case, cases, choose
 from boom_ray.study.costs import plan_lines
 from boom_ray.study.leftovers import tidy
@@ -140,6 +140,7 @@ def _in_session(study: StudyRun) -> Shown:
     from boom_ray.cluster.session import ray_session
 
     require_data(study.recipe)
+    run_evaluation(study.recipe, study.ledger, study.listed[0].keys).sets(None)  # caps and prompts name sets, or raise
     ledger = Ledger.open(study.ledger.root, study.recipe.name)
     with held(ledger, study.echo):
         study = replace(study, ledger=ledger)

@@ -6,7 +6,9 @@ import json
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -21,13 +23,26 @@ hypothesis.settings.register_profile("boom_ray", deadline=None, derandomize=True
 hypothesis.settings.load_profile("boom_ray")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes, one takes the files with tests that start Ray, first and one by one, the other the rest."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in slow else str(item.path)))
+    """Files with tests that start Ray come first."""
+    items.sort(key=lambda item: not _starts_ray(str(item.path)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two processes, one takes all files with tests that start Ray, the other the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rooms(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _starts_ray(str(config.rootpath / file)) else file
+
+    return Rooms(config, log)
+
+
+@cache
+def _starts_ray(file: str) -> bool:
+    return "mark.slow" in Path(file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

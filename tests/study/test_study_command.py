@@ -65,3 +65,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_trained(data, tmp_pat
         study(written(data, *conditions), run_dir=tmp_path / "run", limits=limits)
     assert told in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_cap_of_no_set_is_refused_before_anything_is_trained(data: Path, tmp_path: Path):
+    with pytest.raises(BoomError, match="did you mean 'finding'"):
+        study(written(data, ONE), overrides=["evaluate.cap={findings: 20}"], run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
