@@ -9,7 +9,7 @@ from typing import Any
 
 from boom_ray.config import Recipe
 from boom_ray.data.rules import dataset_rules
-from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size, part_of, pass_shares
+from boom_ray.data.schedule import SMALLEST_TAIL, Schedule, epoch_size, part_of, split_passes
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import MERGES, Cost, Keys
 from boom_ray.records import frozen
@@ -79,7 +79,8 @@ def _member_cost(
 
 def run_size(recipe: Recipe, epoch: tuple[int, int]) -> tuple[int, int]:
     """(rows, steps) of a member's whole training, of those of an epoch; a part of one has its share of the rows."""
-    steps = sum(part_of(epoch[1], share) for share in pass_shares(recipe.train.epochs))
+    whole, rest = split_passes(recipe.train.epochs)
+    steps = whole * epoch[1] + (part_of(epoch[1], rest) if rest else 0)
     steps = steps if recipe.train.max_steps is None else min(steps, recipe.train.max_steps)
     return round(epoch[0] * steps / max(1, epoch[1])), steps
 

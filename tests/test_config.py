@@ -101,7 +101,7 @@ def test_all_mistakes_are_told_at_once():
 WRONG = [
     ("train.batch_size", "many", "train.batch_size"),
     ("train.batch_size", 1, "greater than or equal to 2"),
-    ("train.epochs", 1.5, "train.epochs"),
+    ("train.epochs", 0, "train.epochs"),
     ("train.learning_rate", 0, "greater than 0"),
     ("train.learning_rate", float("nan"), "train.learning_rate"),
     ("train.learning_rate", float("inf"), "train.learning_rate"),

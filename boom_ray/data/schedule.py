@@ -113,11 +113,10 @@ def one_pass(bag: Bag, schedule: Schedule, seed: int, number: int, first_stage: 
     return replace(plan, batches=tuple(b for t in types for b in _shuffled(cut, sorted(members[t]), rng)))
 
 
-def pass_shares(epochs: float) -> list[float]:
-    """Of every epoch the share of its batches that is trained: 1.8 epochs are ``[1, 0.8]``."""
+def split_passes(epochs: float) -> tuple[int, float]:
+    """Whole passes, and the share of one more: 1.8 epochs are ``(1, 0.8)``."""
     whole = int(epochs)
-    rest = round(epochs - whole, 9)
-    return [1.0] * whole + ([rest] if rest else [])
+    return whole, round(epochs - whole, 9)
 
 
 def whole_run(bag: Bag, schedule: Schedule, seed: int, epochs: float, max_steps: int | None) -> Plan:
@@ -126,20 +125,20 @@ def whole_run(bag: Bag, schedule: Schedule, seed: int, epochs: float, max_steps:
     A pass is an epoch, of the last one only the first batches where ``epochs`` is no whole number; ``two_stage`` has
     ``epochs`` passes of its first stage and then as many of its second.
     """
-    one_stage = pass_shares(epochs)
-    parts = one_stage * (2 if schedule.name == "two_stage" else 1)
+    whole, rest = split_passes(epochs)
+    stage = whole + (rest > 0)
     batches: list[Batch] = []
     dropped: Counter[str] = Counter(dict.fromkeys(bag, 0))
     tail, early = np.empty(0, np.int64), False
-    for number, share in enumerate(parts):
+    for number in range(2 * stage if schedule.name == "two_stage" else stage):
         early = max_steps is not None and len(batches) >= max_steps
         if early:
             break
-        plan = one_pass(bag, schedule, seed, number, first_stage=number < len(one_stage))
-        batches += plan.batches[: part_of(len(plan.batches), share)]
+        plan = one_pass(bag, schedule, seed, number, first_stage=number < stage)
+        batches += plan.batches[: part_of(len(plan.batches), rest) if number % stage == whole else None]
         dropped.update(plan.dropped)
         tail = plan.tail
-    early = early or parts[-1] < 1 or (max_steps is not None and len(batches) > max_steps)
+    early = early or rest > 0 or (max_steps is not None and len(batches) > max_steps)
     return Plan(tuple(batches[:max_steps]), dict(dropped), tail, early)
 
 

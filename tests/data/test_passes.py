@@ -10,7 +10,7 @@ import pytest
 from boom_ray.config import Train
 from boom_ray.config_bags import ScheduleName
 from boom_ray.data.rules import DatasetRule, dataset_rules
-from boom_ray.data.schedule import Batch, Schedule, part_of, pass_shares, whole_run
+from boom_ray.data.schedule import Batch, Schedule, part_of, split_passes, whole_run
 
 SIZES = {"ask": ("retrieval", 70), "sort": ("classification", 45), "alike": ("sts", 33)}
 
@@ -34,10 +34,10 @@ def told(batches: tuple[Batch, ...]) -> list[tuple[str, int, list[int]]]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "shares"), [(1, [1.0]), (3, [1.0] * 3), (1.8, [1.0, 0.8]), (0.25, [0.25]), (2.0, [1.0, 1.0])]
+    ("epochs", "passes"), [(1, (1, 0)), (3, (3, 0)), (1.8, (1, 0.8)), (0.25, (0, 0.25)), (2.0, (2, 0))]
 )
-def test_a_fraction_is_the_last_pass(epochs, shares):
-    assert pass_shares(epochs) == shares
+def test_a_fraction_is_the_last_pass(epochs, passes):
+    assert split_passes(epochs) == passes
 
 
 def test_a_part_of_a_pass_has_a_batch():
