@@ -34,6 +34,7 @@ class UpdateBench:
         data: directory with ``train``, ``new_domain_train`` and ``eval/{in_domain,out_of_domain,new_domain}``.
         directory: of everything that is made.
         rows: of the old corpus, stratified over the files of ``train``; max_tokens: of a text.
+        precision: that members compute in; their weights and optimiser stay in float32.
         cap: texts of an evaluation set at most, the same for all models; None: whole sets.
         pieces: that the new data are cut into for ``chain``.
     """
@@ -46,6 +47,7 @@ class UpdateBench:
     max_tokens: int = 64
     batch: int = 64
     learning_rate: float = 1e-4
+    precision: str = "bfloat16"
     cap: int | None = 1200
     pieces: int = 5
     trials: int = 24
@@ -145,6 +147,7 @@ def recipe_of(bench: UpdateBench, seed: int) -> dict[str, Any]:
             "learning_rate": bench.learning_rate,
             "temperature": 0.05,
             "hard_negatives": 3,
+            "precision": bench.precision,
         },
         "resources": {"max_width": 1},
         "merge": {"weights": "ratio"},

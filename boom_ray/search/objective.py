@@ -246,8 +246,3 @@ def dev_losses(
         vectors = embed(model, batch.queries + batch.candidates, pooling, pad_id, _CHUNK_TOKENS)
         losses[batch.dataset] = float(batch_loss(vectors, gather_rows(batch), temperature))
     return losses
-
-
-def relative_loss(losses: Mapping[str, float], base: Mapping[str, float]) -> float:
-    """Mean over datasets of loss / base loss; 1 is the base, lower is better. Not finite where a loss is not."""
-    return math.fsum(losses[name] / max(base[name], _FLOOR) for name in base) / len(base)

@@ -20,7 +20,7 @@ import yaml
 from own_cluster import answers, free_ports, kill_session, session_of
 from road_data import recipe_text, write_corpus, write_sets
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 CONFIG = Path(__file__).parents[2] / "cluster" / "one-machine.yaml"
 IDLE = 15  # seconds after which an idle node goes
 

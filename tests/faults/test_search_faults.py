@@ -126,6 +126,7 @@ def test_a_killed_trial_gives_its_cpu_back_within_ten_seconds(small_tokens, smal
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_the_command_writes_table_and_models(small_tokens, small_base, tmp_path) -> None:
     recipe, ledger, keys = make_run(tmp_path / "run", small_tokens, small_base, trials=6, actors=1)
     options = ["--trials", "5", "--members", "0,2", "--write", str(tmp_path / "models")]

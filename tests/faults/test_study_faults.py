@@ -18,6 +18,8 @@ from road_data import recipe_text
 from boom_ray.study_run import Limits, open_study, plan_study
 from boom_ray.study_run import study as carry_out
 
+pytestmark = pytest.mark.long
+
 CONDITIONS = """
 study:
   conditions:
