@@ -129,6 +129,7 @@ def test_tokens_and_exit_codes_tell_the_truth(head: Head, road: Path, tmp_path: 
     assert out == head.log(job_of(err))
 
 
+@pytest.mark.long
 def test_driver_killed_stream_cut_client_detached_head_lost(head: Head, road: Path, tmp_path: Path) -> None:
     """A run that all of this befalls resumes each time, and publishes what an undisturbed one does. The last test of
     this head."""
