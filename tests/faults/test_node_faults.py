@@ -17,7 +17,7 @@ import pytest
 from members_driver import EVERY, STEPS
 from own_cluster import OwnCluster, session_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 DRIVER = Path(__file__).with_name("members_driver.py")
 
 
