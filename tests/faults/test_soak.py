@@ -12,9 +12,8 @@ SMALLER = (
     "corpus.datasets=[{source: python_environment, max_functions: 600}]",
     "corpus.dev.min_rows=40",
     "base.build={layers: 1, hidden: 64, heads: 2, vocab: 2000, warm_steps: 8}",
-    "bags.ratios=[0.4, 0.7, 1.0]",
     "train.max_steps=20",
-    "search.trials=4",
+    "search.trials=6",
     "evaluate.cap=150",
 )
 

@@ -206,10 +206,6 @@ def _info_nce(logits: np.ndarray, batch) -> float:
     return total / len(batch.queries)
 
 
-def mean_relative(losses, base):
-    return math.fsum(losses[name] / base[name] for name in base) / len(base)
-
-
 @pytest.mark.parametrize("aggregate", ["tasks", "types"])
 def test_the_loss_is_the_mean_of_losses_relative_to_the_base(source, encoder, small_base, aggregate):
     settings = ObjectiveSettings(aggregate=aggregate, temperature=0.05, shares=(0.3, 1.0))
@@ -225,8 +221,10 @@ def test_the_loss_is_the_mean_of_losses_relative_to_the_base(source, encoder, sm
         batches = [source.batch(name, found) for name, found in rung_rows(rows, share).items()]
         losses = [dev_losses(e.backbone, batches, e.pooling, e.pad_id, settings.temperature) for e in (other, encoder)]
         assert judged.losses == pytest.approx(losses[0], rel=1e-4)
-        assert judged.value == pytest.approx(mean_relative(*losses), rel=1e-4)  # one dataset of each type here
-        assert judged.by_dataset == pytest.approx({n: losses[0][n] / losses[1][n] for n in losses[0]}, rel=1e-4)
+        relative = {name: losses[0][name] / losses[1][name] for name in losses[1]}
+        assert judged.by_dataset == pytest.approx(relative, rel=1e-4)
+        mean = math.fsum(relative.values()) / len(relative)  # one dataset of each type here
+        assert judged.value == pytest.approx(mean, rel=1e-4)
         assert (judged.rung, judged.rows) == (rung, sum(len(b.queries) for b in batches))
         assert judged.seconds["encode"] > 0
         assert judged.seconds["total"] == pytest.approx(judged.seconds["encode"] + judged.seconds["score"])
@@ -321,6 +319,16 @@ def test_bfloat16_moves_the_loss_little(source, encoder):
         values.append(objective.judge(encoder).losses)
     assert values[0] != values[1]
     assert values[1] == pytest.approx(values[0], rel=0.1)
+
+
+def test_a_perfect_base_divides_nothing_by_zero(source, encoder):
+    objective = Objective(source, ObjectiveSettings(temperature=0.05))
+    objective.take_base(encoder)
+    (panel,) = objective._panels
+    panel.base = dict.fromkeys(panel.base, 0.0)
+    judged = objective.judge(encoder)
+    assert judged.by_dataset == pytest.approx({name: 1e6 * loss for name, loss in judged.losses.items()})
+    assert math.isfinite(judged.value)
 
 
 def test_an_empty_draw_of_negatives_is_a_draw(small_tokens, drawn):
