@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from boom_ray.bench.update import UpdateBench, cut, lines_of, plan_lines, recipe_of, stratified
+from boom_ray.bench.update import UpdateBench, caps, cut, lines_of, plan_lines, recipe_of, stratified
 from boom_ray.bench.update_table import goals, table
 from boom_ray.config import BoomError, parse_recipe
 
@@ -42,6 +42,14 @@ def test_pieces_hold_every_row_once(data, tmp_path):
     assert pieces == [[3, 3, 2, 2, 2], [2, 2, 1, 1, 1]]
     queries = {json.loads(line)["query"] for folder in folders for file in folder.iterdir() for line in file.open()}
     assert len(queries) == 19
+
+
+def test_every_group_of_sets_has_the_same_number_of_texts(tmp_path):
+    for group, names in {"in_domain": "abcd", "out_of_domain": "ef", "new_domain": "g"}.items():
+        for name in names:
+            (tmp_path / group / name).mkdir(parents=True)
+    assert caps(tmp_path, 100) == {"a": 25, "b": 25, "c": 25, "d": 25, "e": 50, "f": 50, "g": 100}
+    assert caps(tmp_path, None) is None
 
 
 def test_the_recipe_is_one_and_the_plan_counts_its_rows(data):

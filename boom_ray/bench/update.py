@@ -23,6 +23,7 @@ Say = Callable[[str], None]
 PARTS = ("main", "grid", "chain")
 _INITS, _CORES, _WEIGHTS = ("base", "current"), (0.1, 0.2, 0.4), ("fixed", "mass", "searched")
 _CHAINED = ("fixed", "mass", "ensemble")
+_GROUPS = ("in_domain", "out_of_domain", "new_domain")
 _RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
@@ -35,7 +36,9 @@ class UpdateBench:
         directory: of everything that is made.
         rows: of the old corpus, stratified over the files of ``train``; max_tokens: of a text.
         precision: that members compute in; their weights and optimiser stay in float32.
-        cap: texts of an evaluation set at most, the same for all models; None: whole sets.
+        negatives: hard negatives of a row at most.
+        cap: texts that the sets of a group (old in-domain, out-of-domain, new domain) have together, in equal shares,
+            the same for all models; None: whole sets.
         pieces: that the new data are cut into for ``chain``.
     """
 
@@ -48,7 +51,8 @@ class UpdateBench:
     batch: int = 64
     learning_rate: float = 1e-4
     precision: str = "bfloat16"
-    cap: int | None = 1200
+    negatives: int = 1
+    cap: int | None = 3000
     pieces: int = 5
     trials: int = 24
 
@@ -120,6 +124,15 @@ def stratified(files: Sequence[Path], rows: int) -> list[dict[str, Any]]:
     return [{"path": str(file), "cap": cap} for file, cap in zip(files, caps, strict=True) if cap]
 
 
+def caps(evaluation: Path, texts: int | None) -> dict[str, int] | None:
+    """Cap of every set below ``evaluation``, so that each group of sets has ``texts``. The interval of a mean hangs on the
+    texts behind it: at one cap for all, three sets of a new domain have a sixth of those of 19 in-domain sets."""
+    if texts is None:
+        return None
+    groups = [[folder.name for folder in sorted(evaluation.glob(f"{group}/*/"))] for group in _GROUPS]
+    return {name: max(1, texts // len(group)) for group in groups for name in group}
+
+
 def lines_of(file: Path) -> int:
     with gzip.open(file, "rb") if file.suffix == ".gz" else open(file, "rb") as stream:
         return sum(1 for line in stream if line.strip())
@@ -146,7 +159,7 @@ def recipe_of(bench: UpdateBench, seed: int) -> dict[str, Any]:
             "batch_size": bench.batch,
             "learning_rate": bench.learning_rate,
             "temperature": 0.05,
-            "hard_negatives": 3,
+            "hard_negatives": bench.negatives,
             "precision": bench.precision,
         },
         "resources": {"max_width": 1},
@@ -154,7 +167,7 @@ def recipe_of(bench: UpdateBench, seed: int) -> dict[str, Any]:
         "search": {"trials": bench.trials, "max_rows": 50},
         "evaluate": {
             "sets": [str(evaluation / "in_domain"), str(evaluation / "out_of_domain")],
-            "cap": bench.cap,
+            "cap": caps(evaluation, bench.cap),
             "members": False,
         },
         "update": {

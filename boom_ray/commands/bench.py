@@ -186,7 +186,9 @@ def update(
     rows: Annotated[
         int, typer.Option(min=100, help="Rows of the old corpus, stratified over the training files.")
     ] = 10_000,
-    cap: Annotated[int | None, typer.Option(help="Texts of an evaluation set at most; 0: whole sets.")] = 1200,
+    cap: Annotated[
+        int | None, typer.Option(help="Texts of each group of sets: in-domain, out-of-domain, new; 0: whole sets.")
+    ] = 3000,
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained and scored, and stop.")] = False,
     rows_per_second: Annotated[float, typer.Option(min=0.01, help="Of training, for the plan.")] = 25.0,
     seconds_per_model: Annotated[float, typer.Option(min=1, help="Of scoring a model, for the plan.")] = 240.0,
