@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_corpus import FilesSource, Source
+from boom_ray.config.corpus import FilesSource, Source
 from boom_ray.ledger import file_sha256, identity
 
 

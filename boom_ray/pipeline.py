@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from boom_ray.cluster.lease import held
 from boom_ray.config import Recipe
-from boom_ray.config_corpus import Mine
+from boom_ray.config.corpus import Mine
 from boom_ray.ledger import Ledger
 from boom_ray.members import gram_members, train_members
 from boom_ray.plan import MERGES, Keys, derive_keys, missing

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_bags import Bags
+from boom_ray.config.bags import Bags
 from boom_ray.digests import corpus_datasets
 from boom_ray.ledger import Ledger
 from boom_ray.plan import World

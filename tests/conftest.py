@@ -50,7 +50,7 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Row shards (two) and datasets.json of 160 rows: retrieval, classification, clustering and sts."""
     import pyarrow as pa
 
-    from boom_ray.config_corpus import FilesSource
+    from boom_ray.config.corpus import FilesSource
     from boom_ray.data.datasets import resolve_rules
     from boom_ray.data.parts import ROWS
     from boom_ray.data.schema import row_id

@@ -9,7 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
-from boom_ray.config_study import Condition
+from boom_ray.config.study import Condition
 from boom_ray.evaluate.compare import Scored, Task
 from boom_ray.evaluate.samples import Samples
 from boom_ray.study.results import ConditionResult, SeedResult, StudyResult

@@ -9,7 +9,7 @@ import yaml
 
 from boom_ray import catalogue
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, plan
 

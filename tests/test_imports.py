@@ -18,9 +18,6 @@ ROOT = Path(boom_ray.__file__).parent
 # A room may import itself and what stands before it. Rooms of one line do not know one another.
 ORDER = [
     ("redact",),
-    ("config_corpus", "config_errors"),
-    ("config_search", "config_ratios", "config_update", "config_bags"),
-    ("config_study",),
     ("config",),
     ("exit_codes", "paths"),
     ("catalogue", "model_files"),

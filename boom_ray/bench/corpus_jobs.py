@@ -157,7 +157,7 @@ def _lines(file: Path) -> int:
 
 
 def _build(root: Path, rows: str, out: str) -> None:
-    from boom_ray.config_corpus import Corpus
+    from boom_ray.config.corpus import Corpus
     from boom_ray.data.corpus import build_corpus
 
     shutil.rmtree(root / out, ignore_errors=True)

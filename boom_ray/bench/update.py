@@ -125,8 +125,11 @@ def stratified(files: Sequence[Path], rows: int) -> list[dict[str, Any]]:
 
 
 def caps(evaluation: Path, texts: int | None) -> dict[str, int] | None:
-    """Cap of every set below ``evaluation``, so that each group of sets has ``texts``. The interval of a mean hangs on the
-    texts behind it: at one cap for all, three sets of a new domain have a sixth of those of 19 in-domain sets."""
+    """Cap of every set below ``evaluation``, so that each group of sets has ``texts``.
+
+    The interval of a mean hangs on the texts behind it: at one cap for all, three sets of a new domain would have a
+    sixth of those of 19 in-domain sets.
+    """
     if texts is None:
         return None
     groups = [[folder.name for folder in sorted(evaluation.glob(f"{group}/*/"))] for group in _GROUPS]

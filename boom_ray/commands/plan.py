@@ -132,7 +132,7 @@ class _EnsembleShown:
 
 def unfetched_lines(recipe: Recipe, ledger: Ledger, keys: Keys) -> list[str]:
     """What the run fetches from the Hugging Face hub: a plan does without it."""
-    from boom_ray.config_corpus import FilesSource
+    from boom_ray.config.corpus import FilesSource
 
     files = [source for source in recipe.corpus.datasets if isinstance(source, FilesSource)]
     remote = sum(source.origin.startswith("hf://") for source in files) if not ledger.has(keys.corpus) else 0

@@ -13,8 +13,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from boom_ray.config import BoomError
-from boom_ray.config_bags import Bags
-from boom_ray.config_corpus import TASK_TYPES
+from boom_ray.config.bags import Bags
+from boom_ray.config.corpus import TASK_TYPES
 
 BagKind = Literal["subset", "partition", "poisson", "multinomial"]
 ONE_PER_GROUP = ("dataset", "task_type", "groups")  # kinds of the recipe that make a member of each

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import Corpus, FilesSource, PythonEnvironmentSource
+from boom_ray.config.corpus import Corpus, FilesSource, PythonEnvironmentSource
 from boom_ray.data import environment_sets, minhash, quarantine, reduce, tokens
 from boom_ray.data.datasets import agree, resolve_rules
 from boom_ray.data.decontaminate import write_evaluation

@@ -5,7 +5,7 @@ What an entry leaves open is read from the first usable row of each of its files
 
 from __future__ import annotations
 
-from boom_ray.config_corpus import Corpus, FilesSource
+from boom_ray.config.corpus import Corpus, FilesSource
 from boom_ray.data.environment_sets import FUNCTIONS, MODULES, PACKAGES
 from boom_ray.data.parts import first_example
 from boom_ray.data.sources import resolve

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data.schema import needs_score
 
 OWN_NEGATIVES = ("classification", "clustering")  # a batch holds rows of one class more than once

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boom_ray.config_corpus import PythonEnvironmentSource
+from boom_ray.config.corpus import PythonEnvironmentSource
 from boom_ray.data.python_environment import STANDARD_LIBRARY, Function
 from boom_ray.data.schema import fold_digest
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from boom_ray.config_corpus import Layout
+from boom_ray.config.corpus import Layout
 from boom_ray.data.schema import RowError
 
 _FLAG_TYPES = {

@@ -24,7 +24,7 @@ import numpy as np
 
 from boom_ray.cluster.autoscale import grown_nodes
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_corpus import Mine
+from boom_ray.config.corpus import Mine
 from boom_ray.data.actors import Pool, on_actors
 from boom_ray.data.mining_rows import COUNTS, MinedDataset, write_shard
 from boom_ray.data.mining_search import Matrix, nearest

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boom_ray.config_corpus import Mine
+from boom_ray.config.corpus import Mine
 from boom_ray.data.mining_choice import DROPPED, Ranked, allowed, margin_limit, take_turns
 from boom_ray.data.mining_search import Matrix, scores_of_pairs
 from boom_ray.data.mining_texts import Index, Texts, first_rows

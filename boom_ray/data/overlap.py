@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data.decontaminate import Evaluation, write_evaluation
 from boom_ray.data.schema import fold_digest
 from boom_ray.data.shingles import WordHasher, ngrams

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from boom_ray.config_corpus import Columns, FilesSource
+from boom_ray.config.corpus import Columns, FilesSource
 from boom_ray.data import minhash
 from boom_ray.data.decontaminate import Evaluation, decontaminate
 from boom_ray.data.known import Known, drop_known

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from boom_ray.config_corpus import PythonEnvironmentSource
+from boom_ray.config.corpus import PythonEnvironmentSource
 
 STANDARD_LIBRARY = "python"
 SUMMARY_CHARACTERS = 300

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import Corpus, FilesSource
+from boom_ray.config.corpus import Corpus, FilesSource
 from boom_ray.data.parts import Part, Unit
 from boom_ray.stores.files import shown
 

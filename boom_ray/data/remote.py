@@ -12,7 +12,7 @@ from urllib.parse import quote
 import yaml
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.stores.files import Entry, hub_parts, list_files, open_file, shown, split
 
 _MOST_README = 4 << 20  # bytes

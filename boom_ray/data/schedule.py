@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from boom_ray.config_bags import ScheduleName
+from boom_ray.config.bags import ScheduleName
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.rules import DatasetRule
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from boom_ray.config_corpus import TASK_TYPES, Columns, FilesSource
+from boom_ray.config.corpus import TASK_TYPES, Columns, FilesSource
 
 FOLDED_CHARACTERS = 500
 _HEAD = 2 * FOLDED_CHARACTERS  # of a long ASCII text this much is folded first: nearly always enough

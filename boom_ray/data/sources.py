@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data import lines, remote, tables
 from boom_ray.data.lines import Damaged
 from boom_ray.ledger import file_sha256

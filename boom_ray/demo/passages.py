@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import PythonEnvironmentSource
+from boom_ray.config.corpus import PythonEnvironmentSource
 
 _LONGEST = 500  # characters of a passage: a paragraph, and about what a small encoder reads
 _ENOUGH = 160  # characters after which a blank line ends it

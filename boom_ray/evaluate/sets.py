@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import TASK_TYPES
+from boom_ray.config.corpus import TASK_TYPES
 from boom_ray.evaluate.rows import data_file, read_labelled, read_pairs, read_retrieval
 
 Domain = Literal["in_domain", "out_of_domain"]

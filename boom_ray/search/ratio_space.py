@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 from boom_ray.config import BoomError
-from boom_ray.config_bags import Bags
-from boom_ray.config_ratios import RATIO_STEP, RatioSearch
+from boom_ray.config.bags import Bags
+from boom_ray.config.ratios import RATIO_STEP, RatioSearch
 
 Job = tuple[int, int]  # number of a trial, rung
 _MOST_SETS = 500_000

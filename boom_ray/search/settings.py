@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boom_ray.config import Recipe
-from boom_ray.config_search import GRADIENT
+from boom_ray.config.search import GRADIENT
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.batches import DrawSettings
 from boom_ray.ledger import Ledger

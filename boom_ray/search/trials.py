@@ -19,7 +19,7 @@ from ray.tune import RunConfig, Trainable, TuneConfig
 from ray.tune.execution import class_cache
 
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_search import GRADIENT
+from boom_ray.config.search import GRADIENT
 from boom_ray.data.rules import dataset_rules
 from boom_ray.ledger import Ledger
 from boom_ray.plan import Keys

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from boom_ray.config import BoomError, Recipe
-from boom_ray.config_bags import BY_RATIO, Bags
-from boom_ray.config_errors import explain
-from boom_ray.config_ratios import RATIO_STEP
-from boom_ray.config_study import Condition, Study
+from boom_ray.config.bags import BY_RATIO, Bags
+from boom_ray.config.errors import explain
+from boom_ray.config.ratios import RATIO_STEP
+from boom_ray.config.study import Condition, Study
 from boom_ray.ledger import Key, canonical_json
 from boom_ray.plan import Keys, World, average_keys, derive_keys, key, score_key
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boom_ray.config import Base, Recipe
-from boom_ray.config_study import Condition
+from boom_ray.config.study import Condition
 from boom_ray.evaluate.compare import Scored, Task
 from boom_ray.evaluate.scored import read_scored
 from boom_ray.ledger import Ledger

@@ -12,7 +12,7 @@ from typing import Any
 
 from boom_ray.chain import Version
 from boom_ray.config import Recipe
-from boom_ray.config_update import Update
+from boom_ray.config.update import Update
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.ledger import Key, identity
 from boom_ray.plan import Keys, World, derive_keys

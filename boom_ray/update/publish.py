@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.ledger import file_sha256
 from boom_ray.redact import scrub
 from boom_ray.report.card_scores import markdown_table

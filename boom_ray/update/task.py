@@ -14,7 +14,7 @@ from typing import Any
 
 from boom_ray.chain import Version, lineage, newest, parent_for, read_versions
 from boom_ray.config import BoomError, Recipe, parse_recipe
-from boom_ray.config_update import Update
+from boom_ray.config.update import Update
 from boom_ray.digests import digests_of_sources, mteb_digests
 from boom_ray.evaluate import sets as eval_sets
 from boom_ray.ledger import PUBLISHED, Key, Ledger

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from boom_ray.config import Bags, BoomError, ScheduleName
-from boom_ray.config_corpus import Corpus
+from boom_ray.config.corpus import Corpus
 from boom_ray.data import corpus
 from boom_ray.data.accounts import CLEANED, PLACES, check_account, member_account
 from boom_ray.data.bag_rules import bag_rules

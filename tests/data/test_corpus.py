@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import Corpus
+from boom_ray.config.corpus import Corpus
 from boom_ray.data import corpus as corpus_module
 from boom_ray.data import environment_sets
 from boom_ray.data.corpus import build_corpus, tokenise

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from boom_ray.config import BoomError, parse_recipe
-from boom_ray.config_corpus import Corpus
+from boom_ray.config.corpus import Corpus
 from boom_ray.data.dataset_names import datasets_of
 from boom_ray.runs import look
 

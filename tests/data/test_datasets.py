@@ -1,7 +1,7 @@
 import pytest
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data.datasets import agree, resolve_rules
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data.layouts import guess, to_boom
 from boom_ray.data.schema import RowError, parse_row
 

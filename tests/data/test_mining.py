@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import Mine
+from boom_ray.config.corpus import Mine
 from boom_ray.data.actors import Pool
 from boom_ray.data.mining import Counts, MineTask, mine
 from boom_ray.data.schema import fold

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_ray.config import BoomError, parse_recipe
-from boom_ray.config_bags import Bags
+from boom_ray.config.bags import Bags
 from boom_ray.data.bag_rules import bag_rules
 from boom_ray.data.bagging import Draw, Rows, bag_rows, draw, out_of_bag_rows, training_rows
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from boom_ray.config import Train
-from boom_ray.config_bags import ScheduleName
+from boom_ray.config.bags import ScheduleName
 from boom_ray.data.rules import DatasetRule, dataset_rules
 from boom_ray.data.schedule import Batch, Schedule, part_of, split_passes, whole_run
 
@@ -17,7 +17,7 @@ SIZES = {"ask": ("retrieval", 70), "sort": ("classification", 45), "alike": ("st
 
 @pytest.fixture
 def rules() -> dict[str, DatasetRule]:
-    from boom_ray.config_corpus import FilesSource
+    from boom_ray.config.corpus import FilesSource
     from boom_ray.data.datasets import resolve_rules
 
     source = FilesSource(path="x.jsonl")

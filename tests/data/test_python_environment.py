@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from boom_ray.config_corpus import PythonEnvironmentSource
+from boom_ray.config.corpus import PythonEnvironmentSource
 from boom_ray.data import environment_sets
 from boom_ray.data.environment_sets import deduplicate, select, training_rows, withheld_packages, write_evaluation
 from boom_ray.data.python_environment import (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data import parts, quarantine, reduce
 from boom_ray.data.decontaminate import write_evaluation
 from boom_ray.data.parts import Part, Unit, write_part

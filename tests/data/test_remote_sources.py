@@ -14,7 +14,7 @@ import pytest
 from remote_servers import COMMIT
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data.decontaminate import write_evaluation
 from boom_ray.data.parts import Unit, read_part, write_part
 from boom_ray.data.remote import offline_identity

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from boom_ray.config_corpus import Columns, FilesSource
+from boom_ray.config.corpus import Columns, FilesSource
 from boom_ray.data.schema import Example, RowError, fold, parse_row, row_id
 
 SOURCE = FilesSource(path="x.jsonl", name="d", task_type="retrieval")

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from boom_ray.config import BoomError
-from boom_ray.config_corpus import FilesSource
+from boom_ray.config.corpus import FilesSource
 from boom_ray.data import lines as text_lines
 from boom_ray.data.sources import BadRow, dataset_stem, file_digests, local_file, read_rows, resolve
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from boom_ray.config_corpus import Corpus
+from boom_ray.config.corpus import Corpus
 from boom_ray.data import corpus as corpus_module
 from boom_ray.data import reduce
 from boom_ray.data.corpus import build_corpus, tokenise
@@ -22,7 +22,7 @@ import sys, time
 from functools import partial
 from pathlib import Path
 import ray
-from boom_ray.config_corpus import Corpus
+from boom_ray.config.corpus import Corpus
 from boom_ray.data import corpus, reduce, tokens
 corpus.SPAN_BYTES, reduce.SHARD_ROWS = {SPAN}, {SHARD}
 write_part, tokenise_shard = corpus.write_part, tokens.tokenise_shard

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_ray.config import Bags, BoomError, parse_recipe
-from boom_ray.config_ratios import RatioSearch
+from boom_ray.config.ratios import RatioSearch
 from boom_ray.search.ratio_space import member_number, next_jobs, ratio_space, rung_shares, steps_at
 
 FIVE = (0.2, 0.4, 0.6, 0.8, 1.0)

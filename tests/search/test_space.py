@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boom_ray.config import BoomError, parse_recipe
-from boom_ray.config_search import SEARCHABLE
+from boom_ray.config.search import SEARCHABLE
 from boom_ray.merge.registry import METHODS, get_method
 from boom_ray.search.points import even_point
 from boom_ray.search.space import Space, bounded

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from boom_ray.config_corpus import Frozen, Source
+from boom_ray.config.corpus import Frozen, Source
 
 UpdateWeights = Literal["fixed", "mass", "searched", "ensemble"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, field_validator, model_validator
 
-from boom_ray.config_corpus import Frozen
+from boom_ray.config.corpus import Frozen
 
 BY_RATIO = ("subset", "bootstrap", "partition")  # kinds that make a member of each ratio
 ScheduleName = Literal["batch_shuffle", "dataset_sequential", "task_sequential", "two_stage", "example_shuffle"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from boom_ray.config_corpus import Frozen
+from boom_ray.config.corpus import Frozen
 
 RATIO_STEP = 1e-4  # ratios that are closer than this are the same
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from boom_ray.config_bags import Passes, ScheduleName
-from boom_ray.config_corpus import Frozen
-from boom_ray.config_search import Weights
+from boom_ray.config.bags import Passes, ScheduleName
+from boom_ray.config.corpus import Frozen
+from boom_ray.config.search import Weights
 
 Role = Literal["reference", "merge", "control"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from boom_ray.config_bags import BY_RATIO, Bags, Passes, ScheduleName
-from boom_ray.config_corpus import Corpus, Frozen
-from boom_ray.config_errors import explain
-from boom_ray.config_ratios import RatioSearch
-from boom_ray.config_search import Search, Weights
-from boom_ray.config_study import Study
-from boom_ray.config_update import Update
+from boom_ray.config.bags import BY_RATIO, Bags, Passes, ScheduleName
+from boom_ray.config.corpus import Corpus, Frozen
+from boom_ray.config.errors import explain
+from boom_ray.config.ratios import RatioSearch
+from boom_ray.config.search import Search, Weights
+from boom_ray.config.study import Study
+from boom_ray.config.update import Update
 from boom_ray.redact import redact, without_secrets
 
 _BREAKS = re.compile("[\x85\u2028\u2029]")  # PyYAML writes these as they are and reads them as ends of lines

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from boom_ray.config_corpus import Frozen
+from boom_ray.config.corpus import Frozen
 
 Bounds = tuple[float, float]
 Weights = Literal["searched", "ratio", "uniform"]  # of a merge: found by the search, as the bags are large, all equal
