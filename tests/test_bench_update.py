@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from boom_ray.bench.update import UpdateBench, caps, cut, lines_of, plan_lines, recipe_of, stratified
+from boom_ray.bench.update_curve import curve
 from boom_ray.bench.update_table import goals, table
 from boom_ray.config import BoomError, parse_recipe
 
@@ -84,3 +85,17 @@ def test_goals_are_shares_of_the_gain_and_points():
     text = table({"parts": {"main-1": _found(0.2, 0.29, 0.3)}})
     assert "90 % of the full retrain's gain" in text
     assert "seed 1" in text
+
+
+def test_the_curve_has_a_panel_per_mean_and_a_line_per_weight():
+    def row(weights: str, piece: int) -> dict[str, Any]:
+        cell = {"models": {"update": {"score": 0.5, "to_current": [0.01 * piece, 0.0, 0.02 * piece]}}}
+        means = [{"label": label, "sets": 2, **cell} for label in ("old in-domain", "new domain")]
+        return {"weights": weights, "piece": piece, "since_first": [*means, {"label": "asked", "sets": 1, **cell}]}
+
+    figure = curve([row(weights, piece) for weights in ("fixed", "mass") for piece in (1, 2, 3)])
+    assert [axes.get_title() for axes in figure.axes] == ["old in-domain", "new domain"]
+    for axes in figure.axes:
+        lines = [drawn.lines[0] for drawn in axes.containers]
+        assert [line.get_ydata().tolist() for line in lines] == [pytest.approx([1.0, 2.0, 3.0])] * 2
+    assert curve([]) is None

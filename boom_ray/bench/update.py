@@ -229,19 +229,27 @@ def _grid(bench: UpdateBench, say: Say) -> Iterator[dict[str, Any]]:
 
 
 def _chain(bench: UpdateBench, say: Say) -> Iterator[dict[str, Any]]:
+    """Five updates in a row; ``since_first`` sets each against the first version, ``table`` against the one before."""
     from boom_ray.update.pipeline import update
+    from boom_ray.update.summary import CURRENT, UPDATED, scored_model, table
+    from boom_ray.update.task import load_job
 
     file, where = _run(bench, bench.seeds[0], say)
     pieces = cut(_files(Path(bench.data) / "new_domain_train"), bench.pieces, Path(bench.directory) / "pieces")
     for weights in _CHAINED:
-        model = _first(where)
+        model, first = _first(where), None
+        groups: Mapping[str, str] = {}
         for number, piece in enumerate(pieces, start=1):
             say(f"chain: weights {weights}, piece {number} of {len(pieces)}")
             chosen = [f"update.model={model}", f"update.weights={weights}"]
             chosen += [f"update.datasets={json.dumps([{'path': str(piece)}])}"]
             found = update(file, overrides=chosen, run_dir=where, echo=say)
+            job = load_job(file, chosen, where, say)
+            first = first or scored_model(job, CURRENT, job.keys.scores[job.stand.score_name])
+            groups = groups or found.summary["groups"]  # to the next update the new domain is an old one
+            since_first = table([first, scored_model(job, UPDATED, job.keys.scores[job.keys.name])], groups)
             model = found.published
-            yield {"weights": weights, "piece": number, **_told(found.summary)}
+            yield {"weights": weights, "piece": number, "since_first": since_first, **_told(found.summary)}
 
 
 def cut(files: Sequence[Path], count: int, out: Path) -> list[Path]:

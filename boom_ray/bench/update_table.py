@@ -15,11 +15,11 @@ def table(result: Mapping[str, Any]) -> str:
     blocks = [_main_text(parts[name]) for name in parts if name.startswith("main-")]
     mains = [parts[name] for name in parts if name.startswith("main-")]
     blocks += [_goals(mains)] if mains else []
-    blocks += [_rows_text(parts[name], columns) for name, columns in _COLUMNS.items() if name in parts]
+    if "grid" in parts:
+        blocks += [_rows_text(parts["grid"], ("init", "core", "weights"), "table")]
+    if "chain" in parts:
+        blocks += [_rows_text(parts["chain"], ("weights", "piece"), "since_first")]
     return "\n\n".join(blocks)
-
-
-_COLUMNS = {"grid": ("init", "core", "weights"), "chain": ("weights", "piece")}
 
 
 def _main_text(found: Mapping[str, Any]) -> str:
@@ -64,13 +64,13 @@ def _goals(mains: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Grid or chain: a row per update, means of the updated model with the change to the current one."""
-    labels = [row["label"] for row in rows[0]["table"] if row["sets"] > 1]
+def _rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], against: str) -> str:
+    """Grid or chain: a row per update, means of the updated model with the change to the run's own model."""
+    labels = [row["label"] for row in rows[0][against] if row["sets"] > 1]
     head = [*columns, "share", *labels, "device-seconds", "re-embed"]
     body = []
     for row in rows:
-        cells = {shown["label"]: shown["models"]["update"] for shown in row["table"]}
+        cells = {shown["label"]: shown["models"]["update"] for shown in row[against]}
         first = [f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in columns]
         last = [f"{row['cost']['update']['seconds']:,.0f}", "yes" if row["drift"]["verdict"]["reembed"] else "no"]
         body.append([*first, f"{row['share']:.3f}", *(_cell(cells[label]) for label in labels), *last])

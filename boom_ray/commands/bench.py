@@ -192,6 +192,7 @@ def update(
     only_plan: Annotated[bool, typer.Option("--plan", help="Say what would be trained and scored, and stop.")] = False,
     rows_per_second: Annotated[float, typer.Option(min=0.01, help="Of training, for the plan.")] = 25.0,
     seconds_per_model: Annotated[float, typer.Option(min=1, help="Of scoring a model, for the plan.")] = 240.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the updates in a row, into a .png or .svg.")] = None,
     json_file: JsonFile = None,
 ) -> None:
     """What an update gains on a new domain, costs, and breaks: against a full retrain, by setting, and five in a row.
@@ -201,8 +202,11 @@ def update(
     Example:  boom-ray bench update --data data --directory update --part main --seeds 17 --plan
     """
     from boom_ray.bench.update import PARTS, UpdateBench, bench_update, plan_lines
+    from boom_ray.bench.update_curve import curve
     from boom_ray.bench.update_table import table
+    from boom_ray.report.drawing import check_plot, to_file
 
+    check_plot(plot)
     chosen = tuple(int(seed) for seed in seeds.split(",")) if seeds.replace(",", "").isdigit() else ()
     if not chosen:
         raise BoomError(f"--seeds {seeds}: whole numbers with commas between them, as in 17,18,19.")
@@ -210,8 +214,13 @@ def update(
     parts = part or list(PARTS)
     for line in plan_lines(bench, parts, rows_per_second, seconds_per_model):
         say(line)
-    if not only_plan:
-        show(bench_update(bench, parts, say), table, json_file)
+    if only_plan:
+        return
+    found = bench_update(bench, parts, say)
+    drawn = curve(found["parts"].get("chain", ()))
+    if plot is not None and drawn is not None:
+        plot.write_bytes(to_file(drawn, plot))
+    show(found, table, json_file)
 
 
 def show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], str], json_file: Path | None) -> None:

@@ -76,10 +76,11 @@ def _models(job: Job, again: Any) -> list[Model]:
     found = {names[name]: key for name, key in job.keys.scores.items()}
     if again is not None:
         found[RETRAIN] = score_key(job, again)
-    return [_model(job, name, key) for name, key in found.items()]
+    return [scored_model(job, name, key) for name, key in found.items()]
 
 
-def _model(job: Job, name: str, key: Key) -> Model:
+def scored_model(job: Job, name: str, key: Key) -> Model:
+    """A row of the table from scores in the ledger."""
     meta = job.ledger.manifest(key)["meta"]
     return Model(name, meta["scores"], model_samples(job.ledger, key), meta["dev"])
 
