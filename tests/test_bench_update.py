@@ -73,14 +73,19 @@ def _found(current: float, update: float, retrain: float) -> dict[str, Any]:
 
     rows = [row("old in-domain", 0.5, 0.496, 0.51), row("out-of-domain", 0.4, 0.41, 0.4)]
     rows.append(row("new domain", current, update, retrain))
-    return {"seed": 1, "table": rows, "cost": {"retrain": {"share": 0.15}}, "verdict": ["said"]}
+    return {
+        "seed": 1,
+        "table": rows,
+        "cost": {"update": {"tokens": 20}, "retrain": {"share": 0.15, "tokens": 100}},
+        "verdict": ["said"],
+    }
 
 
 def test_goals_are_shares_of_the_gain_and_points():
     found = goals(_found(0.2, 0.29, 0.3))
     assert found["gain"] == pytest.approx(0.9)
     assert (found["old_id"], found["ood"]) == (pytest.approx(-0.4), pytest.approx(1.0))
-    assert found["cost"] == 0.15
+    assert (found["cost"], found["tokens"]) == (0.15, 0.2)
     assert goals(_found(0.2, 0.29, 0.2))["gain"] is None
     text = table({"parts": {"main-1": _found(0.2, 0.29, 0.3)}})
     assert "90 % of the full retrain's gain" in text
