@@ -40,6 +40,7 @@ class UpdateBench:
         cap: texts that the sets of a group (old in-domain, out-of-domain, new domain) have together, in equal shares,
             the same for all models; None: whole sets.
         pieces: that the new data are cut into for ``chain``.
+        trials, judged: of a search of an update's weights, and the rows of each dataset that it judges by.
     """
 
     data: str
@@ -54,7 +55,8 @@ class UpdateBench:
     negatives: int = 1
     cap: int | None = 3000
     pieces: int = 5
-    trials: int = 24
+    trials: int = 16
+    judged: int = 50
 
 
 def bench_update(bench: UpdateBench, parts: Sequence[str], say: Say = lambda line: None) -> dict[str, Any]:
@@ -167,7 +169,7 @@ def recipe_of(bench: UpdateBench, seed: int) -> dict[str, Any]:
         },
         "resources": {"max_width": 1},
         "merge": {"weights": "ratio"},
-        "search": {"trials": bench.trials, "max_rows": 50},
+        "search": {"trials": 4, "max_rows": 10, "precision": "bfloat16"},  # of the run: nothing here hangs on it
         "evaluate": {
             "sets": [str(evaluation / "in_domain"), str(evaluation / "out_of_domain")],
             "cap": caps(evaluation, bench.cap),
@@ -223,8 +225,9 @@ def _grid(bench: UpdateBench, say: Say) -> Iterator[dict[str, Any]]:
     file, where = _run(bench, bench.seeds[0], say)
     for init, core, weights in product(_INITS, _CORES, _WEIGHTS):
         say(f"grid: init {init}, core {core:g}, weights {weights}")
-        chosen = {"model": _first(where), "init": init, "core": core, "weights": weights}
-        found = update(file, overrides=[f"update.{k}={v}" for k, v in chosen.items()], run_dir=where, echo=say)
+        chosen = [f"update.model={_first(where)}", f"update.init={init}", f"update.core={core}"]
+        chosen += [f"update.weights={weights}", f"search.trials={bench.trials}", f"search.max_rows={bench.judged}"]
+        found = update(file, overrides=chosen, run_dir=where, echo=say)
         yield {"init": init, "core": core, "weights": weights, **_told(found.summary)}
 
 
