@@ -49,7 +49,7 @@ def test_every_group_of_sets_has_the_same_number_of_texts(tmp_path):
     for group, names in {"in_domain": "abcd", "out_of_domain": "ef", "new_domain": "g"}.items():
         for name in names:
             (tmp_path / group / name).mkdir(parents=True)
-    assert caps(tmp_path, 100) == {"a": 25, "b": 25, "c": 25, "d": 25, "e": 50, "f": 50, "g": 100}
+    assert caps(tmp_path, 100) == {"a": 25, "b": 25, "c": 25, "d": 25, "e": 50, "f": 50, "default": 100}
     assert caps(tmp_path, None) is None
 
 
