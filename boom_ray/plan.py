@@ -175,6 +175,7 @@ def score_key(recipe: Recipe, world: World, mined: Key, name: str, model: Key) -
     dev = [recipe.corpus.dev.model_dump(mode="json"), recipe.seed]
     settings = [recipe.evaluate.cap, world.sets, mined.identity, dev]
     settings += [[recipe.evaluate.prompts, world.tasks]] if recipe.evaluate.prompts or world.tasks else []
+    settings += [recipe.evaluate.precision] if recipe.evaluate.precision != "float32" else []
     return key("scores", name, settings, model.identity)
 
 

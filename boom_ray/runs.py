@@ -83,6 +83,7 @@ class Evaluation:
     benchmarks: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     prompts: Mapping[str, str] = field(default_factory=dict)
+    precision: str | None = None  # float32, or bfloat16
     strict: bool = True  # a folder called in_domain/ that the training datasets contradict is an error
 
     @property
@@ -106,7 +107,7 @@ class Evaluation:
                     f"a local evaluation set and a task of mteb are both called '{min(both)}'. Rename the set."
                 )
             found += of_mteb
-        return asked(found, self.cap, self.prompts)
+        return asked(found, self.cap, self.prompts, self.precision)
 
 
 def find_evaluation(
@@ -120,7 +121,7 @@ def find_evaluation(
 
     Args:
         folders: folders of sets.
-        given: benchmarks, tasks, cap, prompts and training datasets on top of them; each comes before the run's.
+        given: benchmarks, tasks, cap, prompts, precision and training datasets on top; each comes before the run's.
 
     Raises:
         BoomError: nothing is given, and there is no run to take it from.
@@ -140,8 +141,8 @@ def find_evaluation(
     cap, prompts = general(found.cap, found.prompts) if told.named else (found.cap, found.prompts)
     if not told.named:
         told = replace(told, folders=found.folders, benchmarks=found.benchmarks, tasks=found.tasks)
-    cap = cap if told.cap is None else told.cap
-    return replace(told, cap=cap, prompts=told.prompts or prompts, trained=told.trained or found.trained)
+    told = replace(told, cap=cap if told.cap is None else told.cap, prompts=told.prompts or prompts)
+    return replace(told, precision=told.precision or found.precision, trained=told.trained or found.trained)
 
 
 def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:
@@ -150,7 +151,7 @@ def run_evaluation(recipe: Recipe, ledger: Ledger, keys: Keys) -> Evaluation:
     folders = [Path(f) for f in asked_for.sets] + ([brought] if brought.is_dir() else [])
     entries = ledger.read_json(keys.corpus, "datasets.json") if ledger.has(keys.corpus) else []
     trained = tuple(d["name"] for d in entries if d["rows"])
-    named = (asked_for.benchmarks, asked_for.tasks, asked_for.prompts)
+    named = (asked_for.benchmarks, asked_for.tasks, asked_for.prompts, asked_for.precision)
     return Evaluation(tuple(folders), asked_for.cap, trained, *named)
 
 

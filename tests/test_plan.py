@@ -206,6 +206,7 @@ CHANGES = [
     ("merge.method", "linear", FINAL | {"search"}),
     ("merge.weights", "ratio", {"published"}),
     ("evaluate.cap", 10, SCORES | {"published"}),
+    ("evaluate.precision", "bfloat16", SCORES | {"published"}),
     ("evaluate.members", False, {f"score member-{i}" for i in range(3)} | {"published"}),
 ]
 

@@ -127,7 +127,7 @@ def stratified(files: Sequence[Path], rows: int) -> list[dict[str, Any]]:
 
 
 def caps(evaluation: Path, texts: int | None) -> dict[str, int] | None:
-    """Cap of every set below ``evaluation``, so that each group of sets has ``texts``; ``default``: of the new domain's.
+    """Cap of every set below ``evaluation``: each group of sets has ``texts``; ``default`` is of the new domain's.
 
     The interval of a mean hangs on the texts behind it: at one cap for all, three sets of a new domain would have a
     sixth of those of 19 in-domain sets.
@@ -175,6 +175,7 @@ def recipe_of(bench: UpdateBench, seed: int) -> dict[str, Any]:
         "evaluate": {
             "sets": [str(evaluation / "in_domain"), str(evaluation / "out_of_domain")],
             "cap": caps(evaluation, bench.cap),
+            "precision": "bfloat16",
             "members": False,
         },
         "update": {

@@ -191,9 +191,10 @@ def samples_file(cache: Any, meta: Any, entry: EvalSet) -> Path:
 
 
 def meta_for(meta: Any, entry: EvalSet) -> Any:
-    """The model as it scores this set: other prompts than its own are an experiment in mteb's layout."""
-    digest = hashlib.sha256(json.dumps(entry.prompts).encode()).hexdigest()[:12]
-    return meta.model_copy(update={"experiment_kwargs": {"prompts": digest} if entry.prompts else None})
+    """The model as it scores this set: other prompts than its own, and bfloat16, are an experiment in mteb's layout."""
+    changed = {"prompts": hashlib.sha256(json.dumps(entry.prompts).encode()).hexdigest()[:12]} if entry.prompts else {}
+    changed |= {"precision": entry.precision} if entry.precision != "float32" else {}
+    return meta.model_copy(update={"experiment_kwargs": changed or None})
 
 
 def model_meta(directory: Path, name: str | None, revision: str | None, trained: Collection[str]) -> Any:

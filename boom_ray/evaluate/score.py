@@ -66,7 +66,7 @@ def evaluate(
     missing = [entry for entry in entries if found[entry.name] is None]
     if missing:
         require_data(missing)
-        adapter = load_adapter(directory, meta, chunk_tokens)
+        adapter = load_adapter(directory, meta, chunk_tokens, missing[0].precision)
         for entry in missing:
             run_set(adapter, entry, cache)
             found[entry.name] = cached(cache, meta, entry)
@@ -100,22 +100,22 @@ def run_set(adapter: MtebEncoder, entry: EvalSet, cache: Any) -> None:
         )
     if not found.task_results:
         raise BoomError(f"task '{entry.name}' could not be run: {found.exceptions[0].exception}")
-    keep(cache, adapter.mteb_model_meta, entry, found.task_results[0], task.samples, _settings(adapter, task.metadata))
+    settings = _settings(adapter, entry, task.metadata)
+    keep(cache, adapter.mteb_model_meta, entry, found.task_results[0], task.samples, settings)
 
 
-def _settings(adapter: MtebEncoder, metadata: Any) -> dict[str, Any]:
+def _settings(adapter: MtebEncoder, entry: EvalSet, metadata: Any) -> dict[str, Any]:
     """What a score depends on beside model and texts."""
     from mteb.types import PromptType
 
-    weights = next(adapter.encoder.backbone.parameters())
     sides = {"query": PromptType.query, "document": PromptType.document, "text": None}
     return {
         "prompts": {side: adapter._prompt(metadata, kind) for side, kind in sides.items()},
-        "dtype": str(weights.dtype).removeprefix("torch."),
+        "dtype": entry.precision,
         "batch_size": 32,  # of mteb's loader; a forward pass takes what fits chunk_tokens
         "chunk_tokens": adapter.chunk_tokens,
         "max_tokens": adapter.encoder.max_tokens,
-        "device": weights.device.type,
+        "device": next(adapter.encoder.backbone.parameters()).device.type,
         "versions": {package: version(package) for package in _VERSIONS},
     }
 

@@ -48,7 +48,8 @@ class EvalSet:
     (``pair_classification``). ``metric`` is mteb's name of the main score. ``digest`` names the set's content: a sha256
     over its files, or mteb's revision of the dataset. ``path`` is None for a task of the registry, which has in
     ``task`` mteb's name of it, and ``benchmark`` the benchmark that asked for it with these ``splits`` and ``subsets``.
-    ``cap`` and ``prompts`` are what a user asked for on top: see :func:`boom_ray.evaluate.settings.asked`.
+    ``cap``, ``prompts`` and ``precision`` are what a user asked for on top: see
+    :func:`boom_ray.evaluate.settings.asked`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class EvalSet:
     subsets: tuple[str, ...] = ("default",)
     cap: int | None = None
     prompts: tuple[tuple[str, str], ...] = ()
+    precision: str = "float32"
 
     @property
     def folder(self) -> Path:

@@ -1,4 +1,4 @@
-"""What a user asks for on top of a set: how many of its texts, and which prompts before them."""
+"""What a user asks for on top of a set: how many of its texts, which prompts before them, and how exact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def snake_case(mteb_type: str) -> str:
 _OF_MTEB = {snake_case(name): name for name in MTEB_TYPES}
 
 
-def asked(sets: Sequence[EvalSet], cap: Cap = None, prompts: Mapping[str, str] | None = None) -> list[EvalSet]:
+def asked(
+    sets: Sequence[EvalSet], cap: Cap = None, prompts: Mapping[str, str] | None = None, precision: str | None = None
+) -> list[EvalSet]:
     """The sets with the cap and the prompts that concern them.
 
     Args:
@@ -39,6 +41,7 @@ def asked(sets: Sequence[EvalSet], cap: Cap = None, prompts: Mapping[str, str] |
             ``default``, the most exact first. None: whole sets.
         prompts: by mteb's keys, the most exact first: ``TASK-query``, ``TASK-document``, ``TASK``, the same of a task
             type, written as mteb's or ours (``STS``, ``sts``), then ``query`` and ``document``.
+        precision: that linear layers compute in, ``float32`` or ``bfloat16``.
 
     Raises:
         BoomError: a key of ``cap`` or ``prompts`` that names nothing here.
@@ -52,7 +55,8 @@ def asked(sets: Sequence[EvalSet], cap: Cap = None, prompts: Mapping[str, str] |
     for entry in sets:
         concerned = (entry.result_name, mteb_type(entry.task_type), *SIDES)
         mine = tuple(sorted((key, text) for key, text in given.items() if _target(key) in concerned))
-        found.append(replace(entry, cap=_cap_of(entry, cap), prompts=mine or entry.prompts))
+        with_prompts = replace(entry, prompts=mine or entry.prompts)
+        found.append(replace(with_prompts, cap=_cap_of(entry, cap), precision=precision or entry.precision))
     return found
 
 

@@ -151,15 +151,19 @@ class MtebEncoder:
         return self.default_prompt if prompt is None else prompt
 
 
-def load_adapter(directory: Path, meta: Any, chunk_tokens: int) -> MtebEncoder:
-    """A model directory as mteb sees it; ``meta`` is its ``ModelMeta``.
+def load_adapter(directory: Path, meta: Any, chunk_tokens: int, precision: str = "float32") -> MtebEncoder:
+    """A model directory as mteb sees it; ``meta`` is its ``ModelMeta``, ``precision`` that of its linear layers.
 
     Raises:
         BoomError: the directory cannot be read as a model.
     """
     from boom_ray.encoder import Encoder
+    from boom_ray.evaluate.packing import pack
 
-    return MtebEncoder(Encoder.load(directory), meta, chunk_tokens, default_prompt(directory))
+    encoder = Encoder.load(directory)
+    if precision != "float32":
+        pack(encoder.backbone, precision)
+    return MtebEncoder(encoder, meta, chunk_tokens, default_prompt(directory))
 
 
 def default_prompt(directory: Path) -> str:

@@ -48,6 +48,11 @@ class Work:
     chunk_tokens: int
     extra: Callable[[Encoder], Any] | None = None
 
+    @property
+    def precision(self) -> str:
+        """What the models compute in: all sets of one call are asked for alike."""
+        return self.sets[0].precision if self.sets else "float32"
+
 
 @dataclass(frozen=True)
 class Done:
@@ -77,7 +82,7 @@ class Desk:
             if held is None:
                 held = Encoder.load(self._work.models[model].directory)
                 self._tokens.serve(held)
-                pack(held.backbone)
+                pack(held.backbone, self._work.precision)
                 self._models[model] = held
             return held
 

@@ -175,6 +175,7 @@ def derive_update(recipe: Recipe, settings: Update, world: World, stand: Stand, 
     bound = _key("bounds", label, merging, target, limit)
     merge = _key("merges", label, merging, target, limit)
     scored = [recipe.evaluate.cap, world.sets, corpus.identity, dev, recipe.evaluate.prompts, world.tasks]
+    scored += [recipe.evaluate.precision] if recipe.evaluate.precision != "float32" else []
     models = {"base": base, stand.score_name: stand.model, f"{label}-member": member, label: merge}
     if not recipe.evaluate.members:
         del models[f"{label}-member"]

@@ -41,7 +41,7 @@ def evaluation(job: Job) -> Evaluation:
     """What the versions are scored on, and the datasets that the new one was trained on."""
     asked = job.recipe.evaluate
     trained = tuple(dataset_names(job.path(job.keys.corpus)))
-    named = (asked.benchmarks, asked.tasks, asked.prompts)
+    named = (asked.benchmarks, asked.tasks, asked.prompts, asked.precision)
     return Evaluation(tuple(job.folders), asked.cap, trained, *named, strict=False)
 
 

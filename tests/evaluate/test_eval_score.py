@@ -16,6 +16,7 @@ from small_sets import make_sets
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
+from boom_ray.evaluate.queue import ModelToScore, evaluate_many
 from boom_ray.evaluate.results import kept_scores, load_samples, model_revision
 from boom_ray.evaluate.score import evaluate
 from boom_ray.evaluate.sets import EvalSet, find_sets
@@ -100,6 +101,24 @@ def test_prompts_are_chosen_as_mteb_does(
     assert ours == pytest.approx(direct(model, sets), abs=1e-6)
     plain = evaluate(make_model(0), sets, results=tmp_path)
     assert any(abs(plain[name] - ours[name]) > 1e-3 for name in ours)
+
+
+def test_bfloat16_scores_are_close_and_kept_apart(
+    sets_root: Path, make_model: Models, tmp_path: Path, encoded: Counter[str]
+) -> None:
+    sets = find_sets([sets_root], None)
+    plain = evaluate(make_model(0), sets, results=tmp_path)
+    times = sum(encoded.values())
+    halved = asked(sets, precision="bfloat16")
+    quick = evaluate(make_model(0), halved, results=tmp_path)
+    assert sum(encoded.values()) > times  # no float32 score counts for a bfloat16 one
+    assert quick == pytest.approx(plain, abs=0.05)
+    assert evaluate(make_model(0), sets, results=tmp_path) == plain
+    assert evaluate_many([ModelToScore(str(make_model(0)), str(tmp_path / "queue"))], halved) == [
+        pytest.approx(quick, abs=1e-6)
+    ]
+    told = [json.loads(file.read_text())["settings"]["dtype"] for file in sorted(tmp_path.glob("samples/**/*.json"))]
+    assert Counter(told) == {"float32": 5, "bfloat16": 5}
 
 
 def test_results_lie_in_mtebs_layout_and_count_again(

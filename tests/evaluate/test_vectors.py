@@ -95,6 +95,19 @@ def test_packed_layers_give_the_same_vectors(make_model: Models, tmp_path: Path,
     np.testing.assert_allclose(packed.encode(TEXTS), plain.encode(TEXTS), atol=1e-6)
 
 
+@pytest.mark.parametrize("act", ["gelu", "relu"])
+def test_bfloat16_products_stay_close_and_states_are_float32(make_model: Models, tmp_path: Path, act: str) -> None:
+    encoder = Encoder.load(make_model(0), device="cpu")
+    encoder.backbone.config.hidden_act = act
+    encoder.save(tmp_path)
+    plain, halved = Encoder.load(tmp_path, device="cpu"), Encoder.load(tmp_path, device="cpu")
+    pack(halved.backbone, "bfloat16")
+    found, exact = halved.encode(TEXTS), plain.encode(TEXTS)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - exact).max() < 0.05
+    assert (found * exact).sum(axis=1).min() > 1 - 1e-3
+
+
 def test_the_adapter_is_an_encoder_for_mteb(make_model: Models) -> None:
     from mteb.models import EncoderProtocol, SearchProtocol
 
