@@ -251,7 +251,7 @@ def test_the_same_update_has_the_same_artifacts():
         ("train.batch_size", 8, {*MEMBER, *PAIR, *LAST}),
         ("search.trials", 99, {"search"}),
         ("evaluate.cap", 10, {"drift", "published"}),
-        ("evaluate.precision", "bfloat16", {"published"}),
+        ("evaluate.precision", "bfloat16", {"drift", "published"}),
     ],
 )
 def test_what_a_change_makes_new(path, value, new):

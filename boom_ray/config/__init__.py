@@ -202,7 +202,7 @@ class Evaluate(Frozen):
     )
     chunk_tokens: int = Field(16384, ge=64, description="as train.chunk_tokens")
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="what linear layers compute in; bfloat16: about half the time, scores within 0.1 points"
+        "float32", description="what linear layers compute in; bfloat16: about half the time, means within 0.1 points"
     )
     members: bool = Field(True, description="score every member, not only base and merges")
 

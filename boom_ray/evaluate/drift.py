@@ -46,14 +46,15 @@ def drift(
 
     Args:
         old, new: model directories.
-        sets: entries with their caps.
+        sets: entries with their caps, and the precision that both models compute in.
         texts: plain texts by name.
 
     Raises:
         BoomError: nothing to compare on, a subject of fewer than two texts, or a model or set that cannot be read.
     """
     options = options or DriftOptions()
-    models = [_Model(Path(model), options.chunk_tokens) for model in (old, new)]
+    precision = sets[0].precision if sets else "float32"
+    models = [_Model(Path(model), options.chunk_tokens, precision) for model in (old, new)]
     found = []
     for subject, task in _subjects(sets, texts or {}, options.queries):
         first, second = (partial(model.embed, task) for model in models)
@@ -117,14 +118,16 @@ def neighbours(name: str, texts: Sequence[str], most: int, sides: tuple[str, str
 class _Model:
     """A model directory that embeds texts with the prompts that mteb would put before them."""
 
-    def __init__(self, directory: Path, chunk_tokens: int) -> None:
+    def __init__(self, directory: Path, chunk_tokens: int, precision: str) -> None:
         if not directory.is_dir():
             raise BoomError(f"model {directory} is not a directory.")
         from boom_ray.encoder import Encoder
+        from boom_ray.evaluate.packing import pack
         from boom_ray.evaluate.results import model_meta
         from boom_ray.evaluate.vectors import MtebEncoder, default_prompt
 
         encoder = Encoder.load(directory)
+        pack(encoder.backbone, precision)
         meta = model_meta(directory, None, "drift", ())  # a name for messages: nothing is kept under it
         once = partial(_encode, encoder, chunk_tokens)  # each text comes once: a cache would only take memory
         self._adapter = MtebEncoder(encoder, meta, chunk_tokens, default_prompt(directory), vectors=once)

@@ -175,12 +175,14 @@ def derive_update(recipe: Recipe, settings: Update, world: World, stand: Stand, 
     bound = _key("bounds", label, merging, target, limit)
     merge = _key("merges", label, merging, target, limit)
     scored = [recipe.evaluate.cap, world.sets, corpus.identity, dev, recipe.evaluate.prompts, world.tasks]
-    scored += [recipe.evaluate.precision] if recipe.evaluate.precision != "float32" else []
+    exact = [recipe.evaluate.precision] if recipe.evaluate.precision != "float32" else []
+    scored += exact
     models = {"base": base, stand.score_name: stand.model, f"{label}-member": member, label: merge}
     if not recipe.evaluate.members:
         del models[f"{label}-member"]
     scores = {name: _key("scores", name, scored, model.identity) for name, model in models.items()}
-    drift = _key("drift", label, stand.model.identity, merge.identity, recipe.evaluate.cap, world.sets, world.tasks)
+    compared = [stand.model.identity, merge.identity, recipe.evaluate.cap, world.sets, world.tasks, *exact]
+    drift = _key("drift", label, *compared)
     data = data_digest(settings, world)
     made = [merge.identity, drift.identity, [key.identity for key in scores.values()]]
     published = _key("published", f"{recipe.name}-{label}", made, stand.version.key.identity, data)
