@@ -55,8 +55,8 @@ class UpdateBench:
     negatives: int = 1
     cap: int | None = 3000
     pieces: int = 5
-    trials: int = 16
-    judged: int = 50
+    trials: int = 12
+    judged: int = 25
 
 
 def bench_update(bench: UpdateBench, parts: Sequence[str], say: Say = lambda line: None) -> dict[str, Any]:
