@@ -20,7 +20,7 @@ from boom_ray.config import BoomError
 from boom_ray.evaluate.contents import Search, contents
 from boom_ray.evaluate.drift_search import Subject, measure
 from boom_ray.evaluate.drift_verdict import Drift
-from boom_ray.evaluate.sets import EvalSet
+from boom_ray.evaluate.sets import EvalSet, precision_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def drift(
         BoomError: nothing to compare on, a subject of fewer than two texts, or a model or set that cannot be read.
     """
     options = options or DriftOptions()
-    precision = sets[0].precision if sets else "float32"
-    models = [_Model(Path(model), options.chunk_tokens, precision) for model in (old, new)]
+    models = [_Model(Path(model), options.chunk_tokens, precision_of(sets)) for model in (old, new)]
     found = []
     for subject, task in _subjects(sets, texts or {}, options.queries):
         first, second = (partial(model.embed, task) for model in models)

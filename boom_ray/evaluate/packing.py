@@ -46,6 +46,7 @@ def pack(backbone: Any, precision: str = "float32") -> None:
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     weight = next(backbone.parameters())
     able = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+    able = able and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and able:
         _keep_freed()
         with torch.inference_mode():

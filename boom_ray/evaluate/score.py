@@ -16,7 +16,7 @@ from typing import Any
 from boom_ray.config import BoomError
 from boom_ray.evaluate.downloads import require_data
 from boom_ray.evaluate.results import cached, defined, keep, meta_for, model_meta, open_cache
-from boom_ray.evaluate.sets import EvalSet, find_sets
+from boom_ray.evaluate.sets import EvalSet, find_sets, precision_of
 from boom_ray.evaluate.settings import Cap, asked
 from boom_ray.evaluate.vectors import MtebEncoder, load_adapter
 
@@ -66,7 +66,7 @@ def evaluate(
     missing = [entry for entry in entries if found[entry.name] is None]
     if missing:
         require_data(missing)
-        adapter = load_adapter(directory, meta, chunk_tokens, missing[0].precision)
+        adapter = load_adapter(directory, meta, chunk_tokens, precision_of(missing))
         for entry in missing:
             run_set(adapter, entry, cache)
             found[entry.name] = cached(cache, meta, entry)

@@ -91,6 +91,11 @@ class EvalSet:
         return [f"{split}/{subset}" for split in self.splits for subset in self.subsets]
 
 
+def precision_of(sets: Sequence[EvalSet]) -> str:
+    """What a model computes in for these sets: all of one call are asked for alike."""
+    return sets[0].precision if sets else "float32"
+
+
 def find_sets(folders: Sequence[str | Path], trained: Collection[str] | None, *, strict: bool = True) -> list[EvalSet]:
     """All evaluation sets in ``folders``, in the order of the folders, then by name.
 

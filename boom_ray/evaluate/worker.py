@@ -14,7 +14,7 @@ import numpy as np
 from boom_ray.config import BoomError
 from boom_ray.evaluate.board import Job, Need
 from boom_ray.evaluate.paused import Ended, Paused
-from boom_ray.evaluate.sets import EvalSet
+from boom_ray.evaluate.sets import EvalSet, precision_of
 from boom_ray.evaluate.vectors import MtebEncoder, TokenCache, default_prompt, text_key
 from boom_ray.stores.mirrors import fetch, send
 
@@ -48,11 +48,6 @@ class Work:
     chunk_tokens: int
     extra: Callable[[Encoder], Any] | None = None
 
-    @property
-    def precision(self) -> str:
-        """What the models compute in: all sets of one call are asked for alike."""
-        return self.sets[0].precision if self.sets else "float32"
-
 
 @dataclass(frozen=True)
 class Done:
@@ -82,7 +77,7 @@ class Desk:
             if held is None:
                 held = Encoder.load(self._work.models[model].directory)
                 self._tokens.serve(held)
-                pack(held.backbone, self._work.precision)
+                pack(held.backbone, precision_of(self._work.sets))
                 self._models[model] = held
             return held
 

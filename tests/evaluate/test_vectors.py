@@ -82,12 +82,17 @@ def test_the_next_model_finds_the_tokens(make_model: Models) -> None:
     assert set(made.values()) == {4}
 
 
-@pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_packed_layers_give_the_same_vectors(make_model: Models, tmp_path: Path, act: str) -> None:
+@pytest.fixture(params=["gelu", "relu"])
+def two_alike(request: pytest.FixtureRequest, make_model: Models, tmp_path: Path) -> tuple[Encoder, Encoder]:
+    """One encoder, loaded twice."""
     encoder = Encoder.load(make_model(0), device="cpu")
-    encoder.backbone.config.hidden_act = act
+    encoder.backbone.config.hidden_act = request.param
     encoder.save(tmp_path)
-    plain, packed = Encoder.load(tmp_path, device="cpu"), Encoder.load(tmp_path, device="cpu")
+    return Encoder.load(tmp_path, device="cpu"), Encoder.load(tmp_path, device="cpu")
+
+
+def test_packed_layers_give_the_same_vectors(two_alike: tuple[Encoder, Encoder]) -> None:
+    plain, packed = two_alike
     pack(packed.backbone)
     kinds = Counter(type(module).__name__ for module in packed.backbone.modules())
     assert kinds["Linear"] == 0
@@ -95,12 +100,8 @@ def test_packed_layers_give_the_same_vectors(make_model: Models, tmp_path: Path,
     np.testing.assert_allclose(packed.encode(TEXTS), plain.encode(TEXTS), atol=1e-6)
 
 
-@pytest.mark.parametrize("act", ["gelu", "relu"])
-def test_bfloat16_products_stay_close_and_states_are_float32(make_model: Models, tmp_path: Path, act: str) -> None:
-    encoder = Encoder.load(make_model(0), device="cpu")
-    encoder.backbone.config.hidden_act = act
-    encoder.save(tmp_path)
-    plain, halved = Encoder.load(tmp_path, device="cpu"), Encoder.load(tmp_path, device="cpu")
+def test_bfloat16_products_stay_close_and_states_are_float32(two_alike: tuple[Encoder, Encoder]) -> None:
+    plain, halved = two_alike
     pack(halved.backbone, "bfloat16")
     found, exact = halved.encode(TEXTS), plain.encode(TEXTS)
     assert found.dtype == np.float32
