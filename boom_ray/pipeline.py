@@ -15,18 +15,18 @@ from boom_ray.cluster.lease import held
 from boom_ray.config import Recipe
 from boom_ray.config.corpus import Mine
 from boom_ray.ledger import Ledger
-from boom_ray.members import gram_members, train_members
 from boom_ray.plan import MERGES, Keys, derive_keys, missing
-from boom_ray.preparation import Echo, Run, due, final_task, make_corpus, mine_negatives, prepare
 from boom_ray.recipe import load_recipe
 from boom_ray.records import forget
 from boom_ray.report.summary import write_summary
 from boom_ray.runs import list_steps, look, require_data, resolve_run_dir, run_keys, with_found_miners
 from boom_ray.search.points import Point, even_point
+from boom_ray.stages.members import gram_members, train_members
+from boom_ray.stages.preparation import Echo, Run, due, final_task, make_corpus, mine_negatives, prepare
 
 if TYPE_CHECKING:
-    from boom_ray.final import FinalTask
-    from boom_ray.stages import FinalHandle
+    from boom_ray.stages.final import FinalTask
+    from boom_ray.stages.tasks import FinalHandle
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,13 @@ def _final(run: Run) -> None:
     _merge(run, task)
     due_scores = {name: key for name, key in keys.scores.items() if not run.has(key)}
     if due_scores:
-        from boom_ray.scoring import score_models
+        from boom_ray.stages.scoring import score_models
 
         models = f"{len(due_scores)} models" if len(due_scores) > 1 else next(iter(due_scores))
         run.echo(f"[{time.strftime('%H:%M:%S')}] final: scoring {models} on {len(task.sets)} sets")
         score_models(task, due_scores, run.echo)
     if task.sets:
-        from boom_ray.stages import mark_sets
+        from boom_ray.stages.tasks import mark_sets
 
         run.echo(f"[{time.strftime('%H:%M:%S')}] final: looking for test texts of the sets in the corpus")
         mark_sets(task)
@@ -201,7 +201,7 @@ def _merge(run: Run, task: FinalTask) -> None:
 
 
 def _final_actor(task: FinalTask) -> FinalHandle:
-    from boom_ray.stages import FinalHandle
+    from boom_ray.stages.tasks import FinalHandle
 
     return FinalHandle(task)
 

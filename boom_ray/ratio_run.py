@@ -15,10 +15,10 @@ from boom_ray.config import Recipe
 from boom_ray.data.bagging import derive_seed
 from boom_ray.ledger import Key, Ledger, identity
 from boom_ray.plan import Keys, derive_keys
-from boom_ray.preparation import Echo, Run, prepare
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, resolve_run_dir
 from boom_ray.search.ratio_space import RatioSpace, ratio_space, set_name
+from boom_ray.stages.preparation import Echo, Run, prepare
 
 if TYPE_CHECKING:
     from boom_ray.search.objective import Judged

@@ -22,9 +22,9 @@ from boom_ray.config.bags import Bags
 from boom_ray.digests import corpus_datasets
 from boom_ray.ledger import Ledger
 from boom_ray.plan import World
-from boom_ray.preparation import Echo
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, require_data, resolve_run_dir, run_evaluation
+from boom_ray.stages.preparation import Echo
 from boom_ray.study.conditions import Case, cases, choose
 from boom_ray.study.costs import plan_lines
 from boom_ray.study.leftovers import tidy

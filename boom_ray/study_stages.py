@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from boom_ray.config import Recipe
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.ledger import Key, Ledger
-from boom_ray.members import gram_members, train_together, without
 from boom_ray.pipeline import merge_point, search_members
 from boom_ray.plan import World, derive_keys
-from boom_ray.preparation import Echo, Run, due, final_task, prepare
 from boom_ray.records import drop_checkpoints
 from boom_ray.search.points import Point
+from boom_ray.stages.members import gram_members, train_together, without
+from boom_ray.stages.preparation import Echo, Run, due, final_task, prepare
 from boom_ray.study.conditions import Case, pools
 from boom_ray.study.finding import found_of
 from boom_ray.study.leftovers import tidy
@@ -100,7 +100,7 @@ def _merge(study: StudyRun, case: Case) -> Point | None:
         return None
     point, weights = _point(run, case), case.condition.weights
     if not run.has(case.scores) and due(run, case.keys.merges[weights], f"{case.name}: merging"):
-        from boom_ray.stages import FinalHandle
+        from boom_ray.stages.tasks import FinalHandle
 
         FinalHandle(final_task(run)).merge(weights, point)
     return point
@@ -113,7 +113,7 @@ def _score(study: StudyRun, bunch: Sequence[Case]) -> None:
     scores = {case.scores: case.key.label for case in bunch} | {first.keys.scores["base"]: "base"}  # each model once
     wanted = {name: key for key, name in scores.items() if not has(key)}
     if wanted:
-        from boom_ray.scoring import score_models
+        from boom_ray.stages.scoring import score_models
 
         keys = replace(first.keys, members=(), rules=(), merges={}, averages=models)  # names that are scored, no more
         task = final_task(Run(first.recipe, study.ledger, study.world, keys, study.echo))

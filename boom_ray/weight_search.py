@@ -11,13 +11,13 @@ from typing import Any
 from boom_ray.cluster.lease import held
 from boom_ray.config import BoomError, Recipe
 from boom_ray.ledger import Ledger
-from boom_ray.members import gram_members
 from boom_ray.pipeline import search_members
 from boom_ray.plan import Keys, World, derive_keys
-from boom_ray.preparation import Echo, Run
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look, look_at, read_world, run_keys
 from boom_ray.search.points import Point
+from boom_ray.stages.members import gram_members
+from boom_ray.stages.preparation import Echo, Run
 from boom_ray.stores.mirrors import opened
 
 

@@ -34,12 +34,8 @@ ORDER = [
     ("search",),
     ("study",),
     ("report",),
-    ("merging",),
-    ("final",),
-    ("stages", "scoring"),
     ("runs",),
-    ("preparation", "contenders"),
-    ("members",),
+    ("stages", "contenders"),
     ("pipeline", "submit", "push", "inspection", "ratio_run", "demo"),
     ("weight_search", "study_stages"),
     ("study_run",),
@@ -52,9 +48,9 @@ ORDER = [
 INSIDE_A_LINE = {("costs", "plan")}  # pairs (from, to) that are allowed all the same
 RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
-    "search.trials", "search.rounds", "evaluate.actors", "final", "merging", "stages", "pipeline", "update.stages",
-    "search.ratios", "search.ratio_judge", "train.asked", "train.word", "train.watchdog", "train.causes",
-    "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice",
+    "search.trials", "search.rounds", "evaluate.actors", "stages.final", "stages.merging", "stages.tasks", "pipeline",
+    "update.stages", "search.ratios", "search.ratio_judge", "train.asked", "train.word", "train.watchdog",
+    "train.causes", "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice",
     "cluster.one_machine", "cluster.orphans",
 }  # fmt: skip
 ONLY = {

@@ -19,7 +19,7 @@ from boom_ray.config import Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from boom_ray.evaluate.sets import EvalSet
-    from boom_ray.preparation import Run
+    from boom_ray.stages.preparation import Run
 
 Say = Callable[[str], None]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from boom_ray import preparation
 from boom_ray.cluster.session import ray_session
 from boom_ray.config import Recipe
 from boom_ray.ledger import Ledger
 from boom_ray.plan import derive_keys
 from boom_ray.runs import look
+from boom_ray.stages import preparation
 
 
 def prepare(recipe: Recipe, directory: Path, say: Callable[[str], None]) -> preparation.Run:

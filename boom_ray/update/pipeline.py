@@ -16,9 +16,9 @@ from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
 from boom_ray.pipeline import gram_members, search_members, train_members
-from boom_ray.preparation import due
 from boom_ray.runs import require_data
 from boom_ray.search.points import Point
+from boom_ray.stages.preparation import due
 from boom_ray.update.keys import TableKeys, Trained, training_keys
 from boom_ray.update.rows import as_run, draw_bags, join_rows, make_fresh, make_tokens, pair_of
 from boom_ray.update.scores import evaluation
@@ -177,8 +177,8 @@ def merge(job: Job) -> None:
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
     from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
-    from boom_ray.stages import FinalHandle
+    from boom_ray.stages.final import FinalTask
+    from boom_ray.stages.tasks import FinalHandle
 
     task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
     FinalHandle(task).merge(name, point)
@@ -195,8 +195,8 @@ def score(job: Job) -> None:
     if not missing:
         return
     from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
-    from boom_ray.scoring import score_models
+    from boom_ray.stages.final import FinalTask
+    from boom_ray.stages.scoring import score_models
     from boom_ray.update.scores import bring_scores
 
     found = evaluation(job)

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from boom_ray.data.bagging import Draw
 from boom_ray.ledger import Key
-from boom_ray.members import gram_members, train_members
 from boom_ray.pipeline import merge_point, search_members
 from boom_ray.plan import Keys
-from boom_ray.preparation import Run, due
+from boom_ray.stages.members import gram_members, train_members
+from boom_ray.stages.preparation import Run, due
 from boom_ray.update.keys import retrain_keys
 from boom_ray.update.scores import evaluation
 from boom_ray.update.task import Job
@@ -75,8 +75,8 @@ def _merge(run: Run) -> None:
     if not due(run, run.keys.merges[name], f"full retrain: merging with {name} weights"):
         return
     from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
-    from boom_ray.stages import FinalHandle
+    from boom_ray.stages.final import FinalTask
+    from boom_ray.stages.tasks import FinalHandle
 
     task = FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, (), (), largest_node())
     point = merge_point(run.recipe, run.ledger, run.keys, name)
@@ -88,8 +88,8 @@ def _score(job: Job, run: Run) -> None:
     if run.has(key):
         return
     from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
-    from boom_ray.scoring import score_models
+    from boom_ray.stages.final import FinalTask
+    from boom_ray.stages.scoring import score_models
 
     found = evaluation(job)
     sets = tuple(found.sets(found.trained))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from boom_ray.config import Recipe
-from boom_ray.preparation import Run, due, scratch_of
+from boom_ray.stages.preparation import Run, due, scratch_of
 from boom_ray.update import union
 from boom_ray.update.keys import TableKeys, pair_keys
 from boom_ray.update.task import Job

@@ -14,12 +14,12 @@ from boom_ray.commands.ratios import read_range, read_ratios, result_lines
 from boom_ray.config import BoomError
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import derive_keys, paused_key
-from boom_ray.preparation import Run, draw_bags
 from boom_ray.ratio_run import pool_recipe, search_key
 from boom_ray.recipe import load_recipe
 from boom_ray.runs import look
 from boom_ray.search.ratio_members import Costs, Pool, RatioTask, Training, plan_lines
 from boom_ray.search.ratio_space import ratio_space
+from boom_ray.stages.preparation import Run, draw_bags
 
 FIVE = "ratio_search.ratios=[0.2, 0.4, 0.6, 0.8, 1.0]"
 

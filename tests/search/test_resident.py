@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from boom_ray.config import BoomError
 from boom_ray.encoder import Encoder
-from boom_ray.final import mergekit_recipe
 from boom_ray.ledger import Key
 from boom_ray.merge.gram import Grams, gram
 from boom_ray.merge.stream import in_directory, merge, plan_coefficients, write
@@ -21,6 +20,7 @@ from boom_ray.search.coefficients import MergeSpec, effective_scale, groups_of, 
 from boom_ray.search.groups import group_names, tensor_groups
 from boom_ray.search.points import Point, even_point
 from boom_ray.search.resident import Resident
+from boom_ray.stages.final import mergekit_recipe
 
 METHODS = [("multislerp", False), ("multislerp", True), ("linear", False), ("karcher", True), ("model_stock", False)]
 

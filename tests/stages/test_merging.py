@@ -20,7 +20,7 @@ ray = pytest.importorskip("ray")
 from boom_ray.merge.gram import Grams, gram  # noqa: E402
 from boom_ray.merge.methods import coefficients  # noqa: E402
 from boom_ray.merge.stream import MergeOptions, plan_coefficients, write  # noqa: E402
-from boom_ray.merging import FILE, GramTask, GrowingGrams, cut, known_grams, make_grams, merge_on_cluster  # noqa: E402
+from boom_ray.stages.merging import FILE, GramTask, GrowingGrams, cut, known_grams, make_grams, merge_on_cluster  # noqa: E402
 
 SHAPES = {f"encoder.layer.{k}.weight": (64, 96 + k) for k in range(40)}
 WEIGHTS = [0.2, 0.6, 1.0]

@@ -12,12 +12,12 @@ from boom_ray.exit_codes import Failed, Infrastructure
 from boom_ray.failures import Failure, Kind
 from boom_ray.ledger import Key
 from boom_ray.plan import derive_keys
-from boom_ray.preparation import Run, due
 from boom_ray.records import drop_checkpoints, lost_members, record_failure
 from boom_ray.report.layout import duration
+from boom_ray.stages.preparation import Run, due
 
 if TYPE_CHECKING:
-    from boom_ray.merging import GramTask
+    from boom_ray.stages.merging import GramTask
     from boom_ray.train.work import Work
 
 # A run that members have ended: the first of these kinds that one of them has failed with says how.
@@ -38,7 +38,7 @@ def train_members(run: Run) -> Run:
     todo = missing_members(run.ledger, run.keys)
     if not todo:
         return run
-    from boom_ray.merging import GrowingGrams
+    from boom_ray.stages.merging import GrowingGrams
     from boom_ray.train.work import member_work
 
     grams = GrowingGrams(_gram_task(run))
@@ -99,12 +99,12 @@ def gram_members(run: Run) -> None:
     """Gram matrices of all members and the base."""
     if not due(run, run.keys.grams, "gram: inner products of all members, tensor by tensor"):
         return
-    from boom_ray.merging import make_grams
+    from boom_ray.stages.merging import make_grams
 
     make_grams(_gram_task(run))
 
 
 def _gram_task(run: Run) -> GramTask:
-    from boom_ray.merging import GramTask
+    from boom_ray.stages.merging import GramTask
 
     return GramTask(str(run.ledger.root), tuple(run.keys.ensemble.values()), run.keys.base, run.keys.grams)

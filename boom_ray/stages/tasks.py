@@ -14,9 +14,9 @@ from boom_ray.cluster.session import get
 from boom_ray.config import Base
 from boom_ray.data.schedule import Batch
 from boom_ray.evaluate.queue import anywhere
-from boom_ray.final import Final, FinalTask
 from boom_ray.ledger import Ledger
 from boom_ray.search.points import Point
+from boom_ray.stages.final import Final, FinalTask
 from boom_ray.stores.mirrors import fetch, send
 from boom_ray.train.member import MemberTask
 

@@ -18,7 +18,7 @@ from boom_ray.plan import Keys, World
 from boom_ray.runs import run_evaluation
 
 if TYPE_CHECKING:
-    from boom_ray.final import FinalTask
+    from boom_ray.stages.final import FinalTask
 
 Echo = Callable[[str], None]
 
@@ -106,10 +106,10 @@ def make_start(run: Run) -> None:
     key, base = run.keys.start, run.recipe.base
     if not due(run, key, "base: " + ("tokenizer and random weights" if base.build else f"importing {base.model}")):
         return
-    from boom_ray import stages
+    from boom_ray.stages import tasks
 
     with run.ledger.stage(key) as stage:
-        stages.make_start(base, run.path(run.keys.corpus), run.recipe.seed, stage.path)
+        tasks.make_start(base, run.path(run.keys.corpus), run.recipe.seed, stage.path)
 
 
 def make_tokens(run: Run) -> None:
@@ -149,18 +149,18 @@ def warm_base(run: Run) -> None:
     keys = run.keys
     if keys.base == keys.start or not due(run, keys.base, "base: short contrastive warm-up"):
         return
-    from boom_ray import stages
     from boom_ray.cluster.session import largest_node
+    from boom_ray.stages import tasks
     from boom_ray.train.work import warm_work
 
     task, batches = warm_work(run.recipe, run.ledger, keys, threads=largest_node())
-    stages.warm(task, batches)
+    tasks.warm(task, batches)
 
 
 def final_task(run: Run) -> FinalTask:
     """What merging and scoring a run's models work on, with the sets that they are scored on."""
     from boom_ray.cluster.session import largest_node
-    from boom_ray.final import FinalTask
+    from boom_ray.stages.final import FinalTask
 
     found = run_evaluation(run.recipe, run.ledger, run.keys)
     sets = tuple(found.sets(found.trained))

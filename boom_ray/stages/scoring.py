@@ -13,9 +13,9 @@ from boom_ray.evaluate.crew import Told
 from boom_ray.evaluate.queue import anywhere, at_hand, score_jobs
 from boom_ray.evaluate.results import defined
 from boom_ray.evaluate.worker import ModelToScore, Work
-from boom_ray.final import FinalTask
 from boom_ray.ledger import Key, Ledger
 from boom_ray.plan import Keys
+from boom_ray.stages.final import FinalTask
 
 if TYPE_CHECKING:
     from boom_ray.encoder import Encoder

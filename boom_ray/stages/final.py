@@ -1,4 +1,4 @@
-"""The final actor: it merges and publishes; between the two, :mod:`boom_ray.scoring` scores all models.
+"""The final actor: it merges and publishes; between the two, :mod:`boom_ray.stages.scoring` scores all models.
 
 One actor on one node, next to the storage: each merge streams shard by shard through constant memory, and the chosen
 one is published by rename with card, manifest and ``_SUCCESS``.
@@ -55,7 +55,7 @@ class Final:
         from boom_ray.merge.gram import Grams
         from boom_ray.merge.job import forget
         from boom_ray.merge.stream import MergeOptions, plan_coefficients
-        from boom_ray.merging import merge_on_cluster
+        from boom_ray.stages.merging import merge_on_cluster
 
         settings, keys = self._task.recipe.merge, self._task.keys
         self._verify_members()
