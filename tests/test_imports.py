@@ -50,8 +50,8 @@ RAY = {
     "data.corpus", "data.workers", "data.actors", "data.feed", "train.worker", "train.ensemble", "train.gate",
     "search.trials", "search.rounds", "evaluate.actors", "stages.final", "stages.merging", "stages.tasks", "pipeline",
     "update.stages", "search.ratios", "search.ratio_judge", "train.asked", "train.word", "train.watchdog",
-    "train.causes", "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api", "cluster.spot_notice",
-    "cluster.one_machine", "cluster.orphans",
+    "train.causes", "train.rendezvous", "cluster.session", "cluster.autoscale", "cluster.jobs_api",
+    "cluster.spot_notice", "cluster.one_machine", "cluster.orphans",
 }  # fmt: skip
 ONLY = {
     "deepspeed": {"train.engine", "train.state"},
