@@ -64,7 +64,7 @@ def _connect(options: dict[str, Any]) -> None:
 
     Raises:
         BoomError: the cluster wants another token.
-        Infrastructure: the cluster that the environment names does not answer.
+        Infrastructure: the cluster that the environment names does not answer, or none starts on this machine.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -73,11 +73,14 @@ def _connect(options: dict[str, Any]) -> None:
         ray.init(**options)
     except AuthenticationError as error:
         raise BoomError(f"the Ray cluster refuses the token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {error}") from None
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # Ray raises Exception itself where a node does not come up in time
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "address" in options:
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise Infrastructure(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason}") from None
+            raise Infrastructure(
+                f"Ray did not start on this machine: {reason} It has 30 seconds for that; where other work keeps the "
+                f"machine busy, run the same command again later."
+            ) from error
+        raise Infrastructure(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason}") from error
     finally:
         interrupts.keep()
 
