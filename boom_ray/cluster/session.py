@@ -74,15 +74,20 @@ def _connect(options: dict[str, Any]) -> None:
     except AuthenticationError as error:
         raise BoomError(f"the Ray cluster refuses the token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH): {error}") from None
     except Exception as error:  # Ray raises Exception itself where a node does not come up in time
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "address" in options:
             raise Infrastructure(
-                f"Ray did not start on this machine: {reason} It has 30 seconds for that; where other work keeps the "
-                f"machine busy, run the same command again later."
+                f"Ray did not start on this machine: {_reason(error).rstrip('.')}. It has 30 seconds for that; where "
+                f"other work keeps the machine busy, run the same command again later."
             ) from error
-        raise Infrastructure(f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason}") from error
+        address = os.environ["RAY_ADDRESS"]
+        raise Infrastructure(f"no Ray cluster answers at RAY_ADDRESS={address}: {_reason(error)}") from error
     finally:
         interrupts.keep()
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what Ray says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def running_nodes() -> list[Mapping[str, float]]:
@@ -98,8 +103,9 @@ def running_nodes() -> list[Mapping[str, float]]:
     try:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BoomError(f"no Ray cluster answers ({reason}). Describe one instead, as in --cluster 4x8.") from None
+        raise BoomError(
+            f"no Ray cluster answers ({_reason(error)}). Describe one instead, as in --cluster 4x8."
+        ) from None
     try:
         return node_resources()
     finally:

@@ -45,14 +45,19 @@ def pack(backbone: Any, precision: str = "float32") -> None:
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     weight = next(backbone.parameters())
-    able = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
-    able = able and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if weight.device.type == "cpu" and weight.dtype == torch.float32 and able:
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_products(dtype):
         _keep_freed()
         with torch.inference_mode():
             _pack(backbone, dtype)
     elif dtype == torch.bfloat16:
         backbone.forward = torch.autocast(weight.device.type, dtype)(backbone.forward)
+
+
+def _has_products(dtype: torch.dtype) -> bool:
+    """Whether this build and this processor multiply packed weights of a type."""
+    if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _keep_freed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from boom_ray.plan import Keys, World
 from boom_ray.runs import run_evaluation
 
 if TYPE_CHECKING:
+    from boom_ray.evaluate.sets import EvalSet
     from boom_ray.stages.final import FinalTask
 
 Echo = Callable[[str], None]
@@ -80,10 +81,15 @@ def make_corpus(run: Run) -> None:
     with scratch_of(run, key) as scratch, run.ledger.stage(key) as stage:
         counts = build_corpus(run.recipe.corpus, run.recipe.seed, texts, stage.path, scratch)
         stage.meta.update(counts=counts, devices="all")
+    tell_counts(counts, "rows", run.echo)
+
+
+def tell_counts(counts: Mapping[str, Mapping[str, int]], what: str, echo: Echo) -> None:
+    """A line for each dataset: how many rows it kept and why others were dropped."""
     for name, count in counts.items():
         dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
         because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
-        run.echo(f"  {name}: {count['rows']} rows of {count['rows_in']} ({because})")
+        echo(f"  {name}: {count['rows']} {what} of {count['rows_in']} ({because})")
 
 
 def mine_negatives(run: Run) -> None:
@@ -159,9 +165,13 @@ def warm_base(run: Run) -> None:
 
 def final_task(run: Run) -> FinalTask:
     """What merging and scoring a run's models work on, with the sets that they are scored on."""
+    found = run_evaluation(run.recipe, run.ledger, run.keys)
+    return task_on(run, found.sets(found.trained), found.trained)
+
+
+def task_on(run: Run, sets: Sequence[EvalSet] = (), trained: tuple[str, ...] = ()) -> FinalTask:
+    """The same on sets that the caller chooses; merging needs none."""
     from boom_ray.cluster.session import largest_node
     from boom_ray.stages.final import FinalTask
 
-    found = run_evaluation(run.recipe, run.ledger, run.keys)
-    sets = tuple(found.sets(found.trained))
-    return FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, sets, found.trained, largest_node())
+    return FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, tuple(sets), trained, largest_node())

@@ -15,10 +15,11 @@ from boom_ray.cluster.lease import held
 from boom_ray.data.bag_rules import BagRule
 from boom_ray.data.bagging import derive_seed
 from boom_ray.data.known import NothingNew
-from boom_ray.pipeline import gram_members, search_members, train_members
+from boom_ray.pipeline import search_members
 from boom_ray.runs import require_data
 from boom_ray.search.points import Point
-from boom_ray.stages.preparation import due
+from boom_ray.stages.members import gram_members, train_members
+from boom_ray.stages.preparation import due, task_on
 from boom_ray.update.keys import TableKeys, Trained, training_keys
 from boom_ray.update.rows import as_run, draw_bags, join_rows, make_fresh, make_tokens, pair_of
 from boom_ray.update.scores import evaluation
@@ -176,12 +177,9 @@ def merge(job: Job) -> None:
 
 
 def _merge(job: Job, keys: TableKeys, name: str, point: Point) -> None:
-    from boom_ray.cluster.session import largest_node
-    from boom_ray.stages.final import FinalTask
     from boom_ray.stages.tasks import FinalHandle
 
-    task = FinalTask(job.recipe, str(job.ledger.root.resolve()), keys, (), (), largest_node())
-    FinalHandle(task).merge(name, point)
+    FinalHandle(task_on(as_run(job, keys))).merge(name, point)
 
 
 def new_member(job: Job) -> Trained:
@@ -194,8 +192,6 @@ def score(job: Job) -> None:
     missing = {name: key for name, key in job.keys.scores.items() if not job.has(key)}
     if not missing:
         return
-    from boom_ray.cluster.session import largest_node
-    from boom_ray.stages.final import FinalTask
     from boom_ray.stages.scoring import score_models
     from boom_ray.update.scores import bring_scores
 
@@ -203,10 +199,7 @@ def score(job: Job) -> None:
     sets = found.sets(found.trained)
     job.echo(f"[{time.strftime('%H:%M:%S')}] scoring {', '.join(missing)} on {len(sets)} sets")
     bring_scores(job.ledger, job.stand, missing)
-    root = str(job.ledger.root.resolve())
-    score_models(
-        FinalTask(job.recipe, root, pair_of(job), tuple(sets), found.trained, largest_node()), missing, job.echo
-    )
+    score_models(task_on(as_run(job, pair_of(job)), sets, found.trained), missing, job.echo)
 
 
 def measure_drift(job: Job) -> None:

@@ -14,7 +14,7 @@ from boom_ray.ledger import Key
 from boom_ray.pipeline import merge_point, search_members
 from boom_ray.plan import Keys
 from boom_ray.stages.members import gram_members, train_members
-from boom_ray.stages.preparation import Run, due
+from boom_ray.stages.preparation import Run, due, task_on
 from boom_ray.update.keys import retrain_keys
 from boom_ray.update.scores import evaluation
 from boom_ray.update.task import Job
@@ -74,26 +74,18 @@ def _merge(run: Run) -> None:
     name = run.recipe.merge.weights
     if not due(run, run.keys.merges[name], f"full retrain: merging with {name} weights"):
         return
-    from boom_ray.cluster.session import largest_node
-    from boom_ray.stages.final import FinalTask
     from boom_ray.stages.tasks import FinalHandle
 
-    task = FinalTask(run.recipe, str(run.ledger.root.resolve()), run.keys, (), (), largest_node())
-    point = merge_point(run.recipe, run.ledger, run.keys, name)
-    FinalHandle(task).merge(name, point)
+    FinalHandle(task_on(run)).merge(name, merge_point(run.recipe, run.ledger, run.keys, name))
 
 
 def _score(job: Job, run: Run) -> None:
     key = score_key(job, run.keys)
     if run.has(key):
         return
-    from boom_ray.cluster.session import largest_node
-    from boom_ray.stages.final import FinalTask
     from boom_ray.stages.scoring import score_models
 
     found = evaluation(job)
-    sets = tuple(found.sets(found.trained))
+    sets = found.sets(found.trained)
     job.echo(f"[{time.strftime('%H:%M:%S')}] full retrain: scoring on {len(sets)} sets")
-    root = str(run.ledger.root.resolve())
-    task = FinalTask(run.recipe, root, run.keys, sets, found.trained, largest_node())
-    score_models(task, {f"merge-{run.recipe.merge.weights}": key}, job.echo)
+    score_models(task_on(run, sets, found.trained), {f"merge-{run.recipe.merge.weights}": key}, job.echo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from boom_ray.config import Recipe
-from boom_ray.stages.preparation import Run, due, scratch_of
+from boom_ray.stages.preparation import Run, due, scratch_of, tell_counts
 from boom_ray.update import union
 from boom_ray.update.keys import TableKeys, pair_keys
 from boom_ray.update.task import Job
@@ -39,10 +39,7 @@ def make_fresh(job: Job) -> None:
     with scratch_of(as_run(job, pair_of(job)), key) as scratch, job.ledger.stage(key, inputs) as stage:
         counts = build_corpus(recipe.corpus, recipe.seed, texts, stage.path, scratch, (old.ids, old.names))
         stage.meta.update(counts=counts, devices="all")
-    for name, count in counts.items():
-        dropped = {k: v for k, v in count.items() if v and k not in ("rows_in", "rows")}
-        because = ", ".join(f"{v} {k}" for k, v in dropped.items()) or "none dropped"
-        job.echo(f"  {name}: {count['rows']} new rows of {count['rows_in']} ({because})")
+    tell_counts(counts, "new rows", job.echo)
 
 
 def join_rows(job: Job) -> None:
