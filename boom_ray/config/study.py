@@ -35,7 +35,7 @@ class Condition(Frozen):
     weights: Weights = Field("ratio", description="merge weights")
     scale: float = Field(1.0, gt=0, description="factor on the merged task vector; searched weights search it, too")
     seeds: int | None = Field(None, ge=1, description="default: study.seeds")
-    exploratory: bool = Field(False, description="marked so in the report; decides no goal")
+    exploratory: bool = Field(False, description="marked so in the report; decides no goal, also as a reference")
 
     @field_validator("name")
     @classmethod
