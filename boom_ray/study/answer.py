@@ -68,11 +68,12 @@ def answer(result: StudyResult, how: Bootstrap | None = None) -> Answer:
     models = _Models(result, how)
     passes = {c.condition.name: _mean([s.passes for s in c.seeds]) for c in result.conditions}
     every = {c.condition.name: passes[c.condition.name] for c in result.conditions if c.condition.role == "reference"}
-    exploratory = {c.condition.name for c in result.conditions if c.condition.exploratory}
-    references = {name: its for name, its in every.items() if name not in exploratory}
+    tried = {c.condition.name for c in result.conditions if c.condition.exploratory}
+    references = {name: its for name, its in every.items() if name not in tried}
     single = min(references, key=lambda name: abs(references[name] - 1.0), default=None)
     ordered = sorted(result.conditions, key=lambda c: c.condition.exploratory)  # stable: else the recipe's order
-    lines = tuple(_line(c, models, every if c.condition.exploratory else references, single) for c in ordered)
+    beyond = tried - every.keys()  # what may be compared with an exploratory reference, too
+    lines = tuple(_line(c, models, every if c.condition.name in beyond else references, single) for c in ordered)
     goals = judged(lines, None if single is None else references[single] / ENOUGH)
     leading = goals[0].attempts[0].line.name if goals[0].attempts else None
     controls = [line.name for line in lines if line.role == "control" and not line.exploratory]

@@ -136,6 +136,9 @@ def test_exploratory_conditions_and_controls_decide_nothing() -> None:
     assert {line.name for line in found.goals[0].beside} == {"half", "soup"}
     assert [line.name for line in found.goals[1].beside] == ["half"]
     assert all(line.peer != "odd" for line in found.lines)
+    odd = found.line("odd")
+    assert odd is not None
+    assert odd.peer == "bls-1.0", "an exploratory reference is compared, and is no yardstick"
 
 
 def test_an_exploratory_reference_is_the_yardstick_of_exploratory_conditions_alone() -> None:
@@ -143,8 +146,13 @@ def test_an_exploratory_reference_is_the_yardstick_of_exploratory_conditions_alo
     tried = replace(merge(0.05, 0.03, "tried", 5.4), exploratory=True)
     short = replace(merge(0.01, 0.0, "short", 3.0), exploratory=True)
     found = of(SINGLE, LONG, longer, merge(0.05, 0.03, "core", 5.4), tried, short, noise=0.02)
-    peers = {line.name: (line.peer, line.short) for line in found.lines if line.role == "merge"}
-    assert peers == {"core": ("bls-3.0", True), "tried": ("bls-5.4", False), "short": ("bls-3.0", False)}
+    peers = {line.name: (line.peer, line.short) for line in found.lines if line.peer}
+    assert peers == {
+        "core": ("bls-3.0", True),
+        "tried": ("bls-5.4", False),
+        "short": ("bls-3.0", False),
+        "bls-5.4": ("bls-3.0", True),
+    }
 
 
 def test_the_closest_merge_leads_and_is_compared_with_the_controls() -> None:
