@@ -42,29 +42,36 @@ class StudyRun:
 
 
 def train_missing(study: StudyRun, group: Sequence[Case]) -> None:
-    """Train the members that are missing, all at the same time."""
+    """Train the members that are missing, all at the same time, but those that start from a trunk after all trunks."""
     ledger = study.ledger
     for case in group:
         average = case.keys.models[case.model]
         if case.condition.average and not ledger.has(average) and not ledger.has(case.scores):
             ledger.drop(f"members/{case.keys.members[0].name}")  # trained before anybody wanted its average
-    runs = [_run(study, pool) for pool in pools(group, lambda member: not ledger.has(member))]
+    trunks = [case.trunk for case in group if case.trunk]
+    _train(study, [*trunks, *(case for case in group if not case.trunk)])
+    _train(study, [case for case in group if case.trunk])
+
+
+def _train(study: StudyRun, group: Sequence[Case]) -> None:
+    ledger = study.ledger
+    runs = [_run(study, recipe, base) for recipe, base in pools(group, lambda member: not ledger.has(member))]
     for run in runs:
         prepare(run)
     if runs:
-        whole, work = _together(runs)
+        whole, work = _together(runs, group[0].base)
         drop_checkpoints(ledger, whole.keys.members)
         without(whole, train_together(whole, work, lambda: None))
         tidy(ledger, study.listed)
 
 
-def _run(study: StudyRun, recipe: Recipe) -> Run:
-    keys = derive_keys(recipe, study.world, base=study.listed[0].keys.base)
+def _run(study: StudyRun, recipe: Recipe, base: Key) -> Run:
+    keys = derive_keys(recipe, study.world, base=base)
     return Run(recipe, study.ledger, study.world, keys, study.echo)
 
 
-def _together(runs: Sequence[Run]) -> tuple[Run, dict[int, Work]]:
-    """The missing members of several runs on one base as those of one run, and what each has to do."""
+def _together(runs: Sequence[Run], base: Key) -> tuple[Run, dict[int, Work]]:
+    """The missing members of several runs as those of one on the study's base, and what each has to do."""
     from boom_ray.train.placing import missing_members
     from boom_ray.train.work import member_work
 
@@ -77,7 +84,7 @@ def _together(runs: Sequence[Run]) -> tuple[Run, dict[int, Work]]:
             work[len(members)] = replace(task, name=f"member-{len(members)}"), batches
             members.append(run.keys.members[index])
             rules.append(run.keys.rules[index])
-    keys = replace(runs[0].keys, members=tuple(members), rules=tuple(rules))
+    keys = replace(runs[0].keys, base=base, members=tuple(members), rules=tuple(rules))
     return replace(runs[0], keys=keys), work
 
 
@@ -115,7 +122,8 @@ def _score(study: StudyRun, bunch: Sequence[Case]) -> None:
     if wanted:
         from boom_ray.stages.scoring import score_models
 
-        keys = replace(first.keys, members=(), rules=(), merges={}, averages=models)  # names that are scored, no more
+        # names that are scored, no more
+        keys = replace(first.keys, base=first.base, members=(), rules=(), merges={}, averages=models)
         task = final_task(Run(first.recipe, study.ledger, study.world, keys, study.echo))
         study.echo(f"[{time.strftime('%H:%M:%S')}] scoring {', '.join(wanted)} on {len(task.sets)} sets")
         score_models(task, wanted, study.echo)

@@ -27,6 +27,9 @@ class Condition(Frozen):
     )
     bags: dict[str, Any] = Field({}, description="keys of the recipe's bags that differ here")
     passes: Passes = Field(1, description="of each member over its bag, in the place of train.epochs")
+    trunk: Passes | None = Field(
+        None, description="passes over all rows that one model makes first; members start from it, merges are around it"
+    )
     schedule: ScheduleName | None = Field(None, description="default: train.schedule")
     average: Literal["ema", "last"] | None = Field(
         None, description="the model is this average of its only member's own weights"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,12 +17,14 @@ from boom_ray.config.bags import BY_RATIO, Bags
 from boom_ray.config.errors import explain
 from boom_ray.config.ratios import RATIO_STEP
 from boom_ray.config.study import Condition, Study
+from boom_ray.data.bag_rules import BagRule
 from boom_ray.ledger import Key, canonical_json
 from boom_ray.plan import Keys, World, average_keys, derive_keys, key, score_key
 
 KIND = "conditions"
 _COPIES = 100  # members of one ratio and seed at most
 _RATIOS = round(1 / RATIO_STEP) + 1
+_WHOLE: dict[str, Any] = {"kind": "subset", "ratios": [1.0]}  # bags of a trunk
 _NO_MEMBERS: dict[str, list[float]] = {"ratios": [], "numbers": []}
 _OF_ANY_KIND = ("dataset_ratios", "temperature")  # keys of bags that stay where a condition changes the kind
 
@@ -29,7 +32,8 @@ _OF_ANY_KIND = ("dataset_ratios", "temperature")  # keys of bags that stay where
 @dataclass(frozen=True)
 class Case:
     """A condition with one seed: its recipe, its artifacts, the model that is scored (a name in ``keys.models``), and
-    the artifact that says what was found."""
+    the artifact that says what was found. ``trunk``: the one member that its members start from, as a case of its own.
+    """
 
     condition: Condition
     seed: int
@@ -37,6 +41,7 @@ class Case:
     keys: Keys
     model: str
     key: Key
+    trunk: Case | None = None
 
     @property
     def name(self) -> str:
@@ -45,6 +50,17 @@ class Case:
     @property
     def scores(self) -> Key:
         return self.keys.scores[self.model]
+
+    @property
+    def base(self) -> Key:
+        """Of the study; that of ``keys`` is the trunk, where there is one."""
+        return self.trunk.base if self.trunk else self.keys.base
+
+    @property
+    def trained(self) -> dict[Key, tuple[Case, BagRule]]:
+        """All that is trained for it, the trunk first, with the case whose recipe says how, and the rule of its bag."""
+        own = {key: (self, rule) for key, rule in zip(self.keys.members, self.keys.rules, strict=True)}
+        return {**self.trunk.trained, **own} if self.trunk else own
 
     @property
     def merged(self) -> bool:
@@ -77,17 +93,27 @@ def cases(recipe: Recipe, world: World) -> tuple[Case, ...]:
 
 def _case(recipe: Recipe, world: World, base: Key, condition: Condition, seed: int) -> Case:
     own = variant(recipe, condition, seed)
-    keys = derive_keys(own, world, base=base)
+    trunk = _trunk(recipe, world, base, condition, seed)
+    keys = derive_keys(own, world, base=trunk.keys.members[0] if trunk else base)
     merge = keys.merges[condition.weights]
     if condition.scale != 1.0:
         merge = key("merges", merge.label, merge.identity, condition.scale)
     keys = replace(keys, merges={condition.weights: merge})
     model = _model(own, condition, keys)
-    names = {"base": "base", model: keys.models[model].label}
-    scores = {name: score_key(own, world, keys.mined, label, keys.models[name]) for name, label in names.items()}
+    scored = {"base": ("base", base), model: (keys.models[model].label, keys.models[model])}
+    scores = {name: score_key(own, world, keys.mined, label, of) for name, (label, of) in scored.items()}
     made = [keys.models[model].identity, scores[model].identity, [member.identity for member in keys.members]]
     artifact = key(KIND, f"{condition.name}-s{seed}", made)
-    return Case(condition, seed, own, replace(keys, scores=scores), model, artifact)
+    return Case(condition, seed, own, replace(keys, scores=scores), model, artifact, trunk)
+
+
+def _trunk(recipe: Recipe, world: World, base: Key, condition: Condition, seed: int) -> Case | None:
+    """One model trained on all rows, as a reference of so many passes is."""
+    if condition.trunk is None:
+        return None
+    name = f"trunk-{condition.trunk:g}"
+    alone = Condition(name=name, role="reference", bags=_WHOLE, passes=condition.trunk, seeds=condition.seeds)
+    return _case(recipe, world, base, alone, seed)
 
 
 def variant(recipe: Recipe, condition: Condition, seed: int) -> Recipe:
@@ -141,7 +167,8 @@ def member_numbers(condition: Condition, ratios: Sequence[float], seed: int) -> 
         BoomError: too many members of one ratio.
     """
     grains = [round(ratio / RATIO_STEP) for ratio in ratios]
-    copies = [grains[:place].count(grain) for place, grain in enumerate(grains)]
+    first = 0 if condition.trunk is None else 1  # the first copy of the whole corpus is the trunk, which has its order
+    copies = [first + grains[:place].count(grain) for place, grain in enumerate(grains)]
     if max(copies) >= _COPIES:
         raise BoomError(f"study condition '{condition.name}' has more than {_COPIES} members of one ratio.")
     return tuple((_COPIES * seed + copy) * _RATIOS + grain for grain, copy in zip(grains, copies, strict=True))
@@ -185,9 +212,10 @@ def choose(listed: Sequence[Case], only: Sequence[str], seeds: int | None) -> li
     return [c for c in listed if (not only or c.condition.name in only) and (seeds is None or c.seed < seeds)]
 
 
-def pools(listed: Sequence[Case], wanted: Callable[[Key], bool]) -> list[Recipe]:
-    """Recipes that train all ``wanted`` members of these cases, each once; members that train alike stand in one."""
-    found: dict[str, tuple[Recipe, dict[int, float]]] = {}
+def pools(listed: Sequence[Case], wanted: Callable[[Key], bool]) -> list[tuple[Recipe, Key]]:
+    """Recipes that train all ``wanted`` members of these cases, each once, and the model that they start from; members
+    that train alike stand in one. Trunks are not among them."""
+    found: dict[tuple[str, Key], tuple[Recipe, dict[int, float]]] = {}
     for case in listed:
         bags = case.recipe.bags
         numbers = bags.numbers or range(len(case.keys.members))
@@ -198,8 +226,8 @@ def pools(listed: Sequence[Case], wanted: Callable[[Key], bool]) -> list[Recipe]
             if wanted(member)
         }
         if members:
-            found.setdefault(_alike(case.recipe), (case.recipe, {}))[1].update(members)
-    return [_pool(recipe, members) for recipe, members in found.values()]
+            found.setdefault((_alike(case.recipe), case.keys.base), (case.recipe, {}))[1].update(members)
+    return [(_pool(recipe, members), base) for (_, base), (recipe, members) in found.items()]
 
 
 def _alike(recipe: Recipe) -> str:

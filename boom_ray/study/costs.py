@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from boom_ray.config import Recipe
 from boom_ray.costs import epoch_of, measured_speed, run_size
@@ -36,13 +36,13 @@ def member_costs(chosen: Sequence[Case], ledger: Ledger) -> list[MemberCost]:
     if not waiting:
         return []
     sizes = training_sizes(waiting[0], ledger)
-    speed = measured_speed(ledger, waiting[0].keys, waiting[0].recipe)
+    speed = measured_speed(ledger, replace(waiting[0].keys, base=waiting[0].base), waiting[0].recipe)
     users: dict[Key, list[str]] = {}
     first: dict[Key, tuple[Case, BagRule]] = {}
     for case in waiting:
-        for member, rule in zip(case.keys.members, case.keys.rules, strict=True):
+        for member, made_by in case.trained.items():
             users.setdefault(member, []).append(case.condition.name)
-            first.setdefault(member, (case, rule))
+            first.setdefault(member, made_by)
     found = []
     for member, (case, rule) in first.items():
         rows = _rows(case, ledger, rule, sizes) if sizes is not None else None
@@ -82,7 +82,7 @@ def plan_lines(recipe: Recipe, chosen: Sequence[Case], ledger: Ledger) -> list[s
     lines = [f"{recipe.name}: {len(waiting)} of {len(chosen)} conditions (seeds counted) to do"]
     lines.append(f"  {'member':>16} {'seed':>4} {'passes':>6} {'schedule':18} {'rows':>9} {'device-h':>8}  for")
     lines += [_line(member) for member in members]
-    asked = sum(len(case.keys.members) for case in waiting)
+    asked = sum(len(case.trained) for case in waiting)
     lines.append(
         f"{len(todo)} members to train, {len(models)} models to score; without sharing members between conditions it "
         f"would be {asked} members"

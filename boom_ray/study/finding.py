@@ -44,17 +44,17 @@ class Found:
 
 def found_of(ledger: Ledger, case: Case, point: Point | None) -> Found:
     """What a case's members cost and how they were merged: at ``point``; None where nothing was."""
-    members = [ledger.manifest(member)["meta"] for member in case.keys.members]
+    trained = [ledger.manifest(member)["meta"] for member in case.trained]
     counts = ledger.read_json(case.keys.bags, "counts.json")["datasets"]
     rows = sum(dataset["train"] for dataset in counts.values())
     return Found(
-        passes=sum(meta["rows"] for meta in members) / rows,
-        device_seconds=sum(map(member_seconds, members)),
+        passes=sum(meta["rows"] for meta in trained) / rows,
+        device_seconds=sum(map(member_seconds, trained)),
         rows=rows,
         ratios=[rule.ratio for rule in case.keys.rules],
         weights=list(point.mean_weights()) if point else [],
         scale=effective_scale(point) if point else 1.0,
-        cosine=_cosine(ledger, case) if point and len(members) > 1 else [],
+        cosine=_cosine(ledger, case) if point and len(case.keys.members) > 1 else [],
         found=_searched(ledger, case) if case.condition.weights == "searched" else None,
     )
 

@@ -26,4 +26,5 @@ def _needed(case: Case) -> list[Key]:
 
 def _passing(case: Case) -> list[Key]:
     """All that a case's training and merging may leave, and that can be made again from its members."""
-    return [case.keys.grams, *case.keys.merges.values(), *case.keys.averages.values()]
+    own = [case.keys.grams, *case.keys.merges.values(), *case.keys.averages.values()]
+    return [*own, *_passing(case.trunk)] if case.trunk else own

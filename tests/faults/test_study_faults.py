@@ -29,6 +29,11 @@ study:
     - {name: wise, role: control, bags: {ratios: [1.0]}, scale: 0.5}
 """
 ADDED = "    - {name: longer, role: merge, bags: {ratios: [0.5, 1.0, 1.0]}, scale: 1.2}\n"
+BRANCHES = """\
+    - {name: half, role: reference, bags: {ratios: [1.0]}, passes: 0.5}
+    - {name: part, role: merge, bags: {ratios: [0.5]}}
+    - {name: branches, role: merge, trunk: 0.5, bags: {ratios: [0.5, 0.5]}}
+"""
 KEPT = ("passes", "rows", "ratios", "weights", "scale", "cosine", "found")
 
 
@@ -100,6 +105,26 @@ def test_killed_at_a_random_moment_and_run_again_it_finds_the_same(recipe: Path,
     after = landed(run_dir)
     assert set(after) == set(landed(undisturbed))
     assert {name: after[name] for name in before} == before, "no member was trained twice"
+
+
+def test_members_start_from_a_trunk_that_is_trained_before_them_and_only_once(recipe: Path, undisturbed: Path):
+    run_dir = recipe.parent / "c"
+    shutil.copytree(undisturbed, run_dir)
+    with_branches = recipe.parent / "branches.yaml"
+    with_branches.write_text(recipe.read_text() + BRANCHES)
+    before = landed(run_dir)
+    finish(with_branches, run_dir)
+    new = {name: when for name, when in landed(run_dir).items() if name not in before}
+    trunk, *branches = sorted(new, key=new.__getitem__)
+    inputs = {name: json.loads((run_dir / "members" / name / "manifest.json").read_text())["inputs"] for name in new}
+    assert [Path(inputs[name]["base"]).name for name in branches] == [trunk, trunk]
+    assert Path(inputs[trunk]["base"]).name == next((run_dir / "base").glob("[!.]*")).name
+    found = {name.rsplit("-", 1)[0]: told for name, told in conditions(run_dir).items()}
+    one, half = found["one-s0"]["passes"], found["half-s0"]["passes"]
+    assert found["branches-s0"]["passes"] == pytest.approx(half + 2 * found["part-s0"]["passes"], rel=0.02)
+    assert half < one
+    assert scores(run_dir).keys() > scores(undisturbed).keys()
+    assert len(found["branches-s0"]["cosine"]) == 2
 
 
 def test_small_files_alone_are_gone_on_with_elsewhere(recipe: Path, undisturbed: Path, tmp_path: Path):

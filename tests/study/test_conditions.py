@@ -124,13 +124,40 @@ def test_pools_hold_each_wanted_member_once_and_those_that_train_alike_together(
     listed = cases(study, WORLD)
     landed = of(study, "five").keys.members[4]
     found = pools(listed, lambda member: member != landed)
-    keys = [derive_keys(pool, WORLD, base=listed[0].keys.base) for pool in found]
+    keys = [derive_keys(pool, WORLD, base=base) for pool, base in found]
     trained = [member for pool in keys for member in pool.members]
     wanted = {member for case in listed for member in case.keys.members} - {landed}
     assert len(trained) == len(set(trained))
     assert set(trained) == wanted
     assert [len(pool.members) for pool in keys] == [6, 1, 2, 3]
     assert pools(listed, lambda member: False) == []
+
+
+def test_a_trunk_is_the_reference_of_so_many_passes_and_members_start_from_it():
+    study = recipe(
+        {"name": "long", "bags": {"ratios": [1.0]}, "passes": 1.8},
+        {"name": "two", "bags": {"ratios": [0.6, 1.0]}},
+        {"name": "branches", "bags": {"ratios": [0.6, 1.0]}, "trunk": 1.8},
+        {"name": "wise", "bags": {"ratios": [0.6]}, "trunk": 1.8, "scale": 0.5},
+        {"name": "later", "bags": {"ratios": [0.6, 1.0]}, "trunk": 2},
+        seeds=2,
+    )
+    listed = cases(study, WORLD)
+    for seed in (0, 1):
+        long, two, branches, wise, later = (c for c in listed if c.seed == seed)
+        (trunk,) = long.keys.members
+        assert branches.keys.base == trunk, "members start from it, and the merge is around it"
+        assert list(branches.trained) == [trunk, *branches.keys.members]
+        assert list(two.trained) == list(two.keys.members)
+        assert branches.base == two.base == two.keys.base
+        assert branches.keys.scores["base"] == two.keys.scores["base"], "the table's base is the study's"
+        assert wise.keys.members == branches.keys.members[:1]
+        distinct = {key for case in (long, two, branches, later) for key in case.trained}
+        assert len(distinct) == 1 + 2 + 2 + 3
+        assert long.recipe.bags.numbers[0] not in branches.recipe.bags.numbers, "another order than the trunk's"
+    found = {base: len(pool.bags.ratios) for pool, base in pools(listed, lambda member: True)}
+    started = {base: count for base, count in found.items() if base != listed[0].base}
+    assert started == {case.keys.base: 2 for case in listed if case.trunk}, "a pool for each trunk"
 
 
 def test_the_bags_of_another_kind_begin_with_its_defaults():
@@ -191,13 +218,18 @@ def test_the_shipped_study_is_the_grid_of_its_issue(monkeypatch):
     core = [case for case in listed if not case.condition.exploratory]
     assert {case.seed for case in core} == {0, 1, 2}
     assert {case.seed for case in listed if case.condition.exploratory} == {0}
-    cost = {case.condition.name: sum(case.keys.ratios) * case.recipe.train.epochs for case in core}
+    cost = {
+        case.condition.name: sum(rule.ratio * by.recipe.train.epochs for by, rule in case.trained.values())
+        for case in core
+    }
     assert {name: round(passes, 6) for name, passes in cost.items()} == {
         "bls-1.0": 1, "bls-1.8": 1.8, "bls-3.0": 3, "boom-20-100": 3, "boom-80-100": 1.8, "boom-60-60-60": 1.8,
         "boom-20-100-scale-1.2": 3, "boom-20-100-searched": 3, "soup-3": 3, "ema": 1, "last-3": 1, "wise-0.5": 1,
-        "wise-0.8": 1, "boom-50-rest": 1,
+        "wise-0.8": 1, "boom-50-rest": 1, "trunk-0.6-20-20": 1, "trunk-1.0-40-40": 1.8, "trunk-1.8-60-60": 3,
     }  # fmt: skip
     first = [case for case in core if case.seed == 0]
-    needed = {member for case in first for member in case.keys.members}
+    needed = {member for case in first for member in case.trained if not case.trunk}
     assert len(needed) == 13, "five ratios, two more of 60 % and of 100 %, two longer ones, two halves"
+    branched = {member for case in first for member in case.trained if case.trunk}
+    assert len(branched - needed) == 7, "six that start from trunks, of which one is no reference"
     assert {case.condition.role for case in first if case.condition.name.startswith("bls")} == {"reference"}
