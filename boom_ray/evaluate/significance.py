@@ -46,12 +46,14 @@ class Contrast:
     """Mean score of the models ``first`` minus that of ``second``.
 
     With ``seeds`` the models of a side are training seeds of one method, and the interval holds for other seeds, too;
-    a side of one model stands for that model. Without, it holds for these very models.
+    a side of one model stands for that model. Without, it holds for these very models. ``paired``: the sides' models
+    of one place have a seed in common, as a model and its average have, so what counts is how their differences vary.
     """
 
     first: tuple[str, ...]
     second: tuple[str, ...]
     seeds: bool = False
+    paired: bool = False
 
     @property
     def weights(self) -> dict[str, float]:
@@ -61,6 +63,19 @@ class Contrast:
             for model in side:
                 weights[model] += sign / len(side)
         return weights
+
+    @property
+    def deviations(self) -> list[list[dict[str, float]]]:
+        """Weights by which each seed is told from the mean of all: of the pairs, else of each side of several."""
+        if not self.seeds:
+            return []
+        if not self.paired:
+            sides = (side for side in (self.first, self.second) if len(side) > 1)
+            return [[Contrast((model,), side).weights for model in side] for side in sides]
+        pairs = [Contrast((one,), (other,)).weights for one, other in zip(self.first, self.second, strict=True)]
+        mean = self.weights
+        found = [{model: pair.get(model, 0.0) - weight for model, weight in mean.items()} for pair in pairs]
+        return [found] if len(found) > 1 else []
 
 
 class Paired:
@@ -113,29 +128,27 @@ class Paired:
         if not sets or not set(sets) <= set(self._sets) or not set(weights) <= set(self.models):
             return None
         leaves = [(share * weight, leaf) for name, share in sets.items() for weight, leaf in self._sets[name]]
-        sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
         found = [(share, *leaf.moments(self._row(weights))) for share, leaf in leaves]
         centre = math.fsum(share * point for share, point, *_ in found)
         parts = [(share * share * variance, freedom) for share, _, variance, freedom in found]
-        seeds = [self._seeds(side, leaves) for side in sides]
-        return _interval(centre, [*parts, *_seed_variance(seeds)], self.how.level)
+        seeds = [self._seeds([self._row(seed) for seed in side], leaves) for side in contrast.deviations]
+        return _interval(centre, parts, seeds, self.how.level)
 
     def _row(self, weights: Mapping[str, float]) -> np.ndarray:
         return np.array([weights.get(model, 0.0) for model in self.models])
 
-    def _seeds(self, side: Sequence[str], leaves: Sequence[tuple[float, Units]]) -> _Seeds:
-        """How the weighted scores of a side's models vary, and how much of that is chance of the units."""
-        rows = [self._row(Contrast((model,), tuple(side)).weights) for model in side]
+    def _seeds(self, rows: Sequence[np.ndarray], leaves: Sequence[tuple[float, Units]]) -> _Seeds:
+        """How the weighted scores of seeds vary about their mean, and how much of that is chance of the units."""
         moments = [[leaf.moments(row, plain=True) for row in rows] for _, leaf in leaves]
         shares = [share for share, _ in leaves]
-        points = [math.fsum(w * m[i][0] for w, m in zip(shares, moments, strict=True)) for i in range(len(side))]
+        points = [math.fsum(w * m[i][0] for w, m in zip(shares, moments, strict=True)) for i in range(len(rows))]
         units = math.fsum(w * w * v for w, m in zip(shares, moments, strict=True) for _, v, _ in m)
-        return _Seeds(math.fsum(p * p for p in points), units, len(side))
+        return _Seeds(math.fsum(p * p for p in points), units, len(rows))
 
 
 @dataclass(frozen=True)
 class _Seeds:
-    """A side of ``count`` seeds: squares of their scores about their mean, and the same expected from units alone."""
+    """A side, or pairs, of ``count`` seeds: squares about their mean, and the same expected from units alone."""
 
     squares: float
     units: float
@@ -214,22 +227,26 @@ def over_tasks(
             (w * np.array([scores[m][task] for task in tasks]) for m, w in weights.items()), np.zeros(len(tasks))
         )
 
-    def seeds(side: Sequence[str]) -> _Seeds:
-        columns = [column(Contrast((model,), tuple(side)).weights) for model in side]
+    def seeds(side: Sequence[Mapping[str, float]]) -> _Seeds:
+        columns = [column(weights) for weights in side]
         units = sum(float(c.var(ddof=1)) / len(tasks) for c in columns)
         return _Seeds(sum(float(c.mean()) ** 2 for c in columns), units, len(side))
 
     values = column(contrast.weights)
-    sides = [side for side in (contrast.first, contrast.second) if contrast.seeds and len(side) > 1]
-    parts = [(float(values.var(ddof=1)) / len(tasks), freedom), *_seed_variance([seeds(side) for side in sides])]
-    return _interval(float(values.mean()), parts, level)
+    parts = [(float(values.var(ddof=1)) / len(tasks), freedom)]
+    return _interval(float(values.mean()), parts, [seeds(side) for side in contrast.deviations], level)
 
 
-def _interval(centre: float, parts: Sequence[tuple[float, float]], level: float) -> Interval:
-    """From independent parts of the variance with their degrees of freedom."""
+def _interval(centre: float, parts: Sequence[tuple[float, float]], seeds: Sequence[_Seeds], level: float) -> Interval:
+    """From independent parts of the variance with their degrees of freedom, and what seeds add.
+
+    All is known at least as well as how seeds vary: less would follow where the units of both sides move together, so
+    that they explain more of a side's variance than there is in the difference.
+    """
     from scipy.special import stdtrit
 
-    total, freedom = joined(parts)
+    total, freedom = joined([*parts, *_seed_variance(seeds)])
+    freedom = max(freedom, sum(side.count - 1 for side in seeds))
     reach = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(total)
     return Interval(centre, centre - reach, centre + reach)
 

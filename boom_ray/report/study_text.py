@@ -82,8 +82,8 @@ def notes(answer: Answer, result: StudyResult) -> list[str]:
     lines = [
         "Points are hundredths of each set's main score. ±: half a 95 % interval of the difference by paired "
         "bootstrap, over other queries and texts of these sets and, where a side has several seeds, over other "
-        "training seeds; a side of one seed stands for that model. Conditions share members seed by seed; the "
-        "intervals take seeds as drawn anew, which makes them rather too wide. Bold: the interval leaves out zero. "
+        "training seeds; a side of one seed stands for that model. Of conditions that share members seed by seed, the "
+        "seeds are paired, too. Bold: the interval leaves out zero. "
         "Over other tasks: the interval holds for other sets like these, too.",
         f"There are {answer.intervals:,} intervals here. If no condition differed from another, about "
         f"{round(answer.intervals / 20):,} of them would leave out zero by chance: read single cells with that in "

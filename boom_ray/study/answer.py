@@ -172,6 +172,8 @@ class _Models:
         self.means = _means(self.tasks)
         self.domains = {mean: weights for mean, weights in self.means.items() if mean in DOMAINS}
         self.singles = {task.name: {task.name: 1.0} for task in self.tasks}
+        trained = {c.condition.name: [s.trained for s in c.seeds] for c in result.conditions}
+        self._trained: dict[str, list[frozenset[str]]] = {_BASE: [], **trained}
         self._keys = {name: tuple(f"{name} {number}" for number in range(len(side))) for name, side in sides.items()}
         self._scores = {key: model.scores for key, model in models.items()}
         self._paired = Paired(_complete(models, [task.name for task in self.tasks]), how)
@@ -195,7 +197,10 @@ class _Models:
         }
 
     def _contrast(self, first: str, second: str) -> Contrast:
-        return Contrast(self._keys[first], self._keys[second], seeds=True)
+        """Of conditions that share members seed by seed, the difference of each seed; else each side by itself."""
+        one, other = self._trained[first], self._trained[second]
+        shared = len(one) == len(other) and all(a & b for a, b in zip(one, other, strict=True))
+        return Contrast(self._keys[first], self._keys[second], seeds=True, paired=bool(one) and shared)
 
     def _score(self, name: str, weights: Mapping[str, float]) -> float:
         models = [self._scores[key] for key in self._keys[name]]

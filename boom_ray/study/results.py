@@ -29,6 +29,7 @@ class SeedResult:
         scale: factor on the merged task vector.
         cosine: of the members' task vectors, [members][members]; () for one member.
         found: of searched weights: ``value``, ``trials``, ``weights``, ``scale``; None elsewhere.
+        trained: identities of all members that were trained for it.
     """
 
     seed: int
@@ -40,6 +41,7 @@ class SeedResult:
     scale: float
     cosine: tuple[tuple[float, ...], ...]
     found: Mapping[str, Any] | None
+    trained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def _seed_result(ledger: Ledger, case: Case) -> SeedResult:
         scale=found.scale,
         cosine=tuple(tuple(row) for row in found.cosine),
         found=found.found,
+        trained=frozenset(member.identity for member in case.trained),
     )
 
 

@@ -286,6 +286,31 @@ def test_coverage_over_training_seeds(seeds: int, spread: float) -> None:
     assert 0.93 <= covered(intervals, 0.03) <= 0.97
 
 
+@pytest.mark.parametrize("own", [0.001, 0.01])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_coverage_over_seeds_that_both_sides_share(seeds: int, own: float) -> None:
+    """A model and its average: a seed moves both, by far more (0.02) than it moves their difference (``own``)."""
+    rng = np.random.default_rng(19)
+    sides = [tuple(f"{m}{i}" for i in range(seeds)) for m in "ab"]
+    found: dict[bool, list[Interval]] = {True: [], False: []}
+    for _ in range(500):
+        query, models = rng.normal(0.5, 0.2, 200), {}
+        for i in range(seeds):
+            first = query + rng.normal(0, 0.02) + rng.normal(0, 0.1, 200)
+            second = first + 0.03 + rng.normal(0, own) + rng.normal(0, 0.02, 200)
+            models |= {f"a{i}": {"x": Samples("mean", "t", second)}, f"b{i}": {"x": Samples("mean", "t", first)}}
+        for paired, kept in found.items():
+            interval = Paired(models).interval(Contrast(sides[0], sides[1], seeds=True, paired=paired), {"x": 1.0})
+            assert interval is not None
+            kept.append(interval)
+    widths = {paired: [i.high - i.low for i in kept] for paired, kept in found.items()}
+    assert max(widths[False]) < 1, "each side by itself is wide, but not beyond all scores"
+    if seeds > 2:  # two are too few
+        assert 0.93 <= covered(found[True], 0.03) <= 0.97
+        assert covered(found[False], 0.03) >= 0.94
+        assert np.median(widths[True]) < 0.75 * np.median(widths[False])
+
+
 def test_coverage_over_training_seeds_and_other_tasks() -> None:
     rng, intervals, names = np.random.default_rng(16), [], [str(n) for n in range(12)]
     contrast = Contrast(("a0", "a1", "a2"), ("b0", "b1", "b2"), seeds=True)

@@ -13,6 +13,7 @@ from boom_ray.evaluate.samples import Samples
 from boom_ray.evaluate.significance import Interval
 from boom_ray.study.answer import Answer, answer, peer_of
 from boom_ray.study.goals import State
+from boom_ray.study.results import SeedResult
 
 SINGLE = Made("bls-1.0", "reference", 1.0, (0.0, 0.0))
 LONG = Made("bls-3.0", "reference", 3.0, (0.002, 0.001))
@@ -69,6 +70,39 @@ def test_known_gaps_come_out() -> None:
 def same(one: Interval | None, other: Interval | None) -> bool:
     """But for the order in which other models were added up."""
     return one is not None and other is not None and asdict(one) == pytest.approx(asdict(other), abs=1e-9)
+
+
+def test_conditions_that_share_members_are_compared_seed_by_seed() -> None:
+    """Seeds move both by two points, and the average is one point above its own member every time."""
+    result = made_study((SINGLE, Made("ema", "control", 1.0, (0.0, 0.0))), noise=0.001)
+    single, ema = result.conditions
+
+    def moved(by: Sequence[float], trained: str) -> tuple[SeedResult, ...]:
+        return tuple(
+            replace(
+                seed,
+                trained=frozenset({f"{trained}-{seed.seed}"}),
+                scored=replace(
+                    seed.scored,
+                    samples={task: replace(s, values=s.values + shift) for task, s in seed.scored.samples.items()},
+                    scores={task: score + shift for task, score in seed.scored.scores.items()},
+                ),
+            )
+            for seed, shift in zip(single.seeds, by, strict=True)
+        )
+
+    def reach(trained: str) -> float:
+        first = replace(single, seeds=moved((-0.02, 0.0, 0.02), "whole"))
+        second = replace(ema, seeds=moved((-0.01, 0.01, 0.03), trained))
+        line = answer(replace(result, conditions=(first, second))).line("ema")
+        assert line is not None
+        gap = line.to_single["in_domain"]
+        assert gap.value == pytest.approx(0.01)
+        assert gap.interval is not None
+        return gap.interval.high - gap.interval.low
+
+    assert reach("whole") < 0.005
+    assert reach("another") > 0.05
 
 
 def test_the_intervals_are_those_of_a_comparison() -> None:
