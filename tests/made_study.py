@@ -102,6 +102,7 @@ def _seed(made: Made, seed: int, tasks: Sequence[Task], how: dict[str, Any]) -> 
         scale=scale if made.searched else 1.0,
         cosine=tuple(map(tuple, angles.tolist())) if members > 1 else (),
         found=found if made.searched else None,
+        trained=frozenset({f"{made.name}-{seed}"}),
     )
 
 

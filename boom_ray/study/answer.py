@@ -200,7 +200,7 @@ class _Models:
         """Of conditions that share members seed by seed, the difference of each seed; else each side by itself."""
         one, other = self._trained[first], self._trained[second]
         shared = len(one) == len(other) and all(a & b for a, b in zip(one, other, strict=True))
-        return Contrast(self._keys[first], self._keys[second], seeds=True, paired=bool(one) and shared)
+        return Contrast(self._keys[first], self._keys[second], seeds=True, paired=shared)
 
     def _score(self, name: str, weights: Mapping[str, float]) -> float:
         models = [self._scores[key] for key in self._keys[name]]

@@ -41,7 +41,7 @@ class SeedResult:
     scale: float
     cosine: tuple[tuple[float, ...], ...]
     found: Mapping[str, Any] | None
-    trained: frozenset[str] = frozenset()
+    trained: frozenset[str]
 
 
 @dataclass(frozen=True)
