@@ -225,7 +225,7 @@ def test_the_shipped_study_is_the_grid_of_its_issue(monkeypatch):
     assert {name: round(passes, 6) for name, passes in cost.items()} == {
         "bls-1.0": 1, "bls-1.8": 1.8, "bls-3.0": 3, "boom-20-100": 3, "boom-80-100": 1.8, "boom-60-60-60": 1.8,
         "boom-20-100-scale-1.2": 3, "boom-20-100-searched": 3, "soup-3": 3, "ema": 1, "last-3": 1, "wise-0.5": 1,
-        "wise-0.8": 1, "boom-50-rest": 1,
+        "wise-0.8": 1, "boom-50-rest": 1, "ema-long": 3, "wise-0.8-long": 3,
     }  # fmt: skip
     first = [case for case in core if case.seed == 0]
     needed = {member for case in first for member in case.trained}
