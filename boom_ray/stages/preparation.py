@@ -64,6 +64,7 @@ def prepare(run: Run) -> None:
     if run.recipe.base.model:
         make_start(run)  # first, so that a base that cannot be used costs no corpus
     make_corpus(run)
+    sets_of(run)  # a cap that names no set, a folder called in_domain/ that is not: no member is trained in vain
     mine_negatives(run)
     make_start(run)
     make_tokens(run)
@@ -165,8 +166,17 @@ def warm_base(run: Run) -> None:
 
 def final_task(run: Run) -> FinalTask:
     """What merging and scoring a run's models work on, with the sets that they are scored on."""
+    return task_on(run, *sets_of(run))
+
+
+def sets_of(run: Run) -> tuple[list[EvalSet], tuple[str, ...]]:
+    """The sets that a run's models are scored on, and the datasets of its corpus, which must be there.
+
+    Raises:
+        BoomError: as :meth:`boom_ray.runs.Evaluation.sets`.
+    """
     found = run_evaluation(run.recipe, run.ledger, run.keys)
-    return task_on(run, found.sets(found.trained), found.trained)
+    return found.sets(found.trained), found.trained
 
 
 def task_on(run: Run, sets: Sequence[EvalSet] = (), trained: tuple[str, ...] = ()) -> FinalTask:
