@@ -102,6 +102,8 @@ def _in_session(job: Job, work: Callable[[Job], None], text: str) -> None:
 def _carry_out(job: Job) -> None:
     make_fresh(job)
     join_rows(job)
+    found = evaluation(job)
+    found.sets(found.trained)  # a cap that names no set: no member is trained in vain
     make_tokens(job)
     draw_bags(job)
     train_member(job)

@@ -133,6 +133,13 @@ def test_the_second_call_does_nothing_and_old_rows_alone_make_no_version(inputs:
     assert {p: p.stat().st_mtime_ns for p in (where / "published").rglob("*")} == files
 
 
+def test_a_cap_of_no_set_is_refused_before_the_member_is_trained(inputs: Path) -> None:
+    where = _copy(inputs, "capped")
+    with pytest.raises(BoomError, match="did you mean 'asking'"):
+        _update(inputs, where, "evaluate.cap={askings: 20}")
+    assert not list(where.glob("members/v2-*"))
+
+
 def test_a_model_that_has_changed_is_refused(inputs: Path) -> None:
     where = _copy(inputs, "changed")
     (weights,) = (where / "published").glob("*/model.safetensors")
