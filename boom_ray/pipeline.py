@@ -210,4 +210,5 @@ def merge_point(recipe: Recipe, ledger: Ledger, keys: Keys, name: str) -> Point:
     """The point of one of the merges in the table."""
     if name == "searched":
         return Point.from_json(ledger.manifest(keys.search)["meta"]["point"])
-    return even_point(recipe.merge.method, keys.ratios if name == "ratio" else [1.0] * len(keys.ratios))
+    shares = keys.ratios if name == "ratio" else [1.0] * len(keys.ratios)
+    return even_point(recipe.merge.method, shares, recipe.merge.scale)

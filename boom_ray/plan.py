@@ -157,8 +157,10 @@ def derive_keys(recipe: Recipe, world: World, lost: tuple[int, ...] = (), base: 
     merges = {
         "ratio": key("merges", "ratio", merge_settings, ensemble, ratios),
         "uniform": key("merges", "uniform", merge_settings, ensemble),
-        "searched": key("merges", "searched", merge_settings, search.identity),
     }
+    if (scale := recipe.merge.scale) != 1.0:
+        merges = {name: key("merges", name, merge.identity, scale) for name, merge in merges.items()}
+    merges["searched"] = key("merges", "searched", merge_settings, search.identity)
     landing = {f"member-{i}": m for i, m in enumerate(members) if i not in lost}
     averages = {k.label: k for m in landing.values() for k in average_keys(m, recipe.train.averages).values()}
     models = {"base": base, **(landing | averages if recipe.evaluate.members else {})}

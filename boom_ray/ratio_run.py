@@ -89,6 +89,7 @@ def _log_identity(recipe: Recipe, pool: Keys) -> str:
     tried = {name: value for name, value in dump["ratio_search"].items() if name not in _OPEN}
     judged = [dump["search"][name] for name in ("objective", "aggregate", "max_rows", "datasets", "precision")]
     merged = [dump["merge"][name] for name in ("method", "task_vectors")]
+    merged += [scale] if (scale := recipe.merge.scale) != 1.0 else []
     members = [member.identity for member in pool.members]
     return identity(["ratios", 1, tried, judged, merged, members, sorted(recipe.bags.ratios), recipe.seed])
 

@@ -133,8 +133,7 @@ def _point(run: Run, case: Case) -> Point:
     gram_members(run)
     if case.condition.weights == "searched":
         search_members(run)
-    point = merge_point(run.recipe, run.ledger, run.keys, case.condition.weights)
-    return replace(point, scale=point.scale * case.condition.scale)
+    return merge_point(run.recipe, run.ledger, run.keys, case.condition.weights)
 
 
 def _shown(ledger: Ledger, case: Case) -> str:

@@ -125,6 +125,8 @@ WRONG = [
     ("search.scale", [1.0], "search.scale"),
     ("merge.shard_size", "4 apples", "merge.shard_size"),
     ("merge.weights", "best", "merge.weights"),
+    ("merge", {"weights": "ratio", "scale": 0}, "merge.scale"),
+    ("merge.scale", 0.8, "search the scale, too"),
     ("corpus.datasets", [], "corpus.datasets"),
     ("corpus.datasets", "x.jsonl", "corpus.datasets"),
     ("corpus.datasets.0.task_type", "ranking", "corpus.datasets.0.task_type"),

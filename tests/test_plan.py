@@ -211,6 +211,15 @@ CHANGES = [
 ]
 
 
+SCALED = FINAL - {"merge-searched", "score merge-searched"}
+
+
+@pytest.mark.parametrize(("scale", "new"), [(0.8, SCALED), (1, set())])
+def test_a_scale_makes_new_the_merges_that_it_moves(scale, new):
+    raw = {**RAW, "merge": {"weights": "ratio"}}
+    assert _by(("merge.scale", scale), raw=raw) == new
+
+
 @pytest.mark.parametrize(("path", "value", "new"), CHANGES)
 def test_what_a_change_makes_new(path, value, new):
     assert _by((path, value)) == new

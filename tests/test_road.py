@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from road_data import recipe_text, write_corpus, write_sets
 from safetensors.numpy import load_file
 
@@ -164,6 +166,31 @@ def test_merge_command_writes_what_the_run_published(finished: tuple[Path, str],
     assert again.keys() == first.keys()
     for name, tensor in first.items():
         np.testing.assert_allclose(again[name], tensor, rtol=2.4e-7, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_scale_is_a_part_of_the_way_from_the_base(finished: tuple[Path, str], inputs: Path, tmp_path: Path) -> None:
+    """The same run with another recipe trains nothing, and publishes base + 0.8 (merge - base)."""
+    root = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path.name for path in (root / "members").iterdir()}
+    settings = ("--set", "merge.weights=ratio", "--set", "merge.scale=0.8")
+    done = boom("run", inputs / "recipe.yaml", "--run-dir", root, *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (root / "members").iterdir()} == before
+    published = published_dir(done.stdout)
+    recipe = yaml.safe_load((published / "mergekit_config.yml").read_text())
+    assert recipe["parameters"]["scale"] == 0.8
+    assert "multiplied by 0.8" in (published / "README.md").read_text()
+    whole = {**recipe, "parameters": {**recipe["parameters"], "scale": 1.0}}
+    (tmp_path / "whole.yml").write_text(yaml.safe_dump(whole))
+    merged = boom("merge", tmp_path / "whole.yml", tmp_path / "whole", "--run-dir", root)
+    assert merged.returncode == 0, merged.stderr
+    found, far, near = (
+        load_file(d / "model.safetensors") for d in (published, tmp_path / "whole", root / recipe["base_model"])
+    )
+    for name, tensor in found.items():
+        expected = near[name] + 0.8 * (far[name].astype(np.float64) - near[name])
+        np.testing.assert_allclose(tensor, expected, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 @pytest.mark.slow

@@ -189,7 +189,19 @@ class Merge(Frozen):
     method: str = Field("multislerp", description="a merge method in the span of the members: see docs/merging.md")
     task_vectors: bool = Field(False, description="true: merge member minus base; false: raw weights, as BOOM does")
     weights: Weights = Field("searched", description="which merge is published; all three stand in the table")
+    scale: float = Field(
+        1.0, gt=0, description="factor on the merged task vector, of ratio and uniform weights; below 1: to the base"
+    )
     shard_size: str = Field("4GB", pattern=r"^\d+(\.\d+)?\s?[KMG]?B$")
+
+    @model_validator(mode="after")
+    def _scaled_by_one(self) -> Merge:
+        if self.weights == "searched" and self.scale != 1.0:
+            raise ValueError(
+                "searched weights search the scale, too, within search.scale. Leave out scale, or publish another "
+                "merge: merge.weights: ratio"
+            )
+        return self
 
 
 class Evaluate(Frozen):

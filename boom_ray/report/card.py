@@ -174,7 +174,7 @@ def _merge(summary: Summary, recipe: Mapping[str, Any]) -> str:
     scale = chosen.get("scale")
     note = ""
     if scale not in (None, 1.0):
-        note = f"\n\nThe merged task vector (model minus base) was then multiplied by {scale:.4g}, the searched scale."
+        note = f"\n\nThe merged task vector (model minus base) was then multiplied by {scale:.4g}."
     if len((chosen.get("point") or {}).get("weights", {})) > 1:
         note += "\n\nThe weights shown are means over tensor groups; `mergekit_config.yml` has them tensor by tensor."
     return f"## Merge\n\nThe recipe in mergekit's form:\n\n```yaml\n{text}```{note}"

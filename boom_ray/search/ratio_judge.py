@@ -14,7 +14,7 @@ from boom_ray.cluster.session import get, largest_node, off_the_head
 from boom_ray.resources import Bundle
 from boom_ray.search.objective import Judged, Objective, ObjectiveSettings, Source
 from boom_ray.search.objective_rows import Half
-from boom_ray.search.points import ALL, Point, normalised
+from boom_ray.search.points import Point, even_point
 from boom_ray.search.ratio_members import Place, Pool, RatioTask
 from boom_ray.search.settings import objective_settings, source_of
 
@@ -37,7 +37,7 @@ class Judges:
             self._actor = made.remote(*of, recipe.merge.task_vectors, self._threads)
         ratios = [self._task.space.slots[slot].ratio for slot, _ in places]
         shares = ratios if recipe.ratio_search.weights == "ratio" else [1.0] * len(ratios)
-        point = Point(recipe.merge.method, {ALL: normalised(shares)})
+        point = even_point(recipe.merge.method, shares, recipe.merge.scale)
         paths = tuple(pool.path(slot, rung) for slot, rung in places)
         found, seconds = get(self._actor.judge.remote(paths, point, half))
         devices = self._gpu or float(self._threads)

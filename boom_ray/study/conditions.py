@@ -95,10 +95,7 @@ def _case(recipe: Recipe, world: World, base: Key, condition: Condition, seed: i
     own = variant(recipe, condition, seed)
     trunk = _trunk(recipe, world, base, condition, seed)
     keys = derive_keys(own, world, base=trunk.keys.members[0] if trunk else base)
-    merge = keys.merges[condition.weights]
-    if condition.scale != 1.0:
-        merge = key("merges", merge.label, merge.identity, condition.scale)
-    keys = replace(keys, merges={condition.weights: merge})
+    keys = replace(keys, merges={condition.weights: keys.merges[condition.weights]})
     model = _model(own, condition, keys)
     scored = {"base": ("base", base), model: (keys.models[model].label, keys.models[model])}
     scores = {name: score_key(own, world, keys.mined, label, of) for name, (label, of) in scored.items()}
@@ -123,7 +120,8 @@ def variant(recipe: Recipe, condition: Condition, seed: int) -> Recipe:
         BoomError: bags that cannot be, or that cannot have several seeds.
     """
     train = {"epochs": condition.passes, "schedule": condition.schedule or recipe.train.schedule}
-    merge = {"weights": condition.weights, "method": condition.method or recipe.merge.method}
+    method = condition.method or recipe.merge.method
+    merge = {"weights": condition.weights, "method": method, "scale": condition.scale}
     changed = {
         "bags": _bags(recipe, condition, seed),
         "train": recipe.train.model_copy(update=train),
