@@ -250,6 +250,7 @@ def test_the_same_update_has_the_same_artifacts():
         ("update.probe", 9, set()),
         ("train.batch_size", 8, {*MEMBER, *PAIR, *LAST}),
         ("search.trials", 99, {"search"}),
+        ("merge", {"weights": "ratio", "scale": 0.8}, {"ensemble"}),
         ("evaluate.cap", 10, {"drift", "published"}),
         ("evaluate.precision", "bfloat16", {"drift", "published"}),
     ],

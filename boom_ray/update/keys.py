@@ -163,7 +163,8 @@ def derive_update(recipe: Recipe, settings: Update, world: World, stand: Stand, 
     merging = [dump["merge"][name] for name in ("method", "task_vectors", "shard_size")]
     all_members = [m.key.identity for m in stand.members] + [member.identity]
     everyone = _key("grams", f"{label}-all", all_members, base.identity)
-    ensemble = _key("merges", f"{label}-all", merging, everyone.identity)
+    scaled = [scale] if (scale := recipe.merge.scale) != 1.0 else []
+    ensemble = _key("merges", f"{label}-all", merging, everyone.identity, *scaled)
     candidate = ensemble if settings.weights == "ensemble" else member
     pair = _key("grams", label, [stand.model.identity, candidate.identity], base.identity)
     searching = {k: v for k, v in dump["search"].items() if k != "actors"}

@@ -137,7 +137,8 @@ def make_candidate(job: Job) -> None:
     everyone = replace(pair_of(job), members=tuple(member.key for member in members), grams=keys.everyone, rules=rules)
     gram_members(as_run(job, everyone))
     weights = [float(member.rows) for member in members]
-    _merge(job, replace(everyone, merges={"all": keys.ensemble}), "all", even_point(job.recipe.merge.method, weights))
+    point = even_point(job.recipe.merge.method, weights, job.recipe.merge.scale)
+    _merge(job, replace(everyone, merges={"all": keys.ensemble}), "all", point)
 
 
 def make_pair(job: Job) -> None:
