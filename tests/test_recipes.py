@@ -45,9 +45,13 @@ def test_quickstart_is_what_the_issue_asks_for():
     assert recipe.base.build.warm_steps > 0
 
 
-def test_multitask_has_the_five_bags(monkeypatch):
+def test_multitask_is_the_condition_that_the_study_found_best(monkeypatch):
     monkeypatch.setenv("BOOM_RAY_DATA", "/data")
-    assert load_recipe(PROJECT / "jobs" / "recipes" / "multitask.yaml").bags.ratios == (0.2, 0.4, 0.6, 0.8, 1.0)
+    recipe, study = (load_recipe(PROJECT / "jobs" / "recipes" / f"{name}.yaml") for name in ("multitask", "study"))
+    assert study.study is not None
+    best = next(c for c in study.study.conditions if c.name == "wise-0.8-long")
+    assert recipe.bags.ratios == tuple(best.bags["ratios"])
+    assert (recipe.train.epochs, recipe.merge.scale, recipe.merge.weights) == (best.passes, best.scale, best.weights)
 
 
 # What the paper's scripts set (its repository at aabd1b55); the rest of both recipes is the same

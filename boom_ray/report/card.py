@@ -108,7 +108,9 @@ def _introduction(summary: Summary, recipe: Mapping[str, Any]) -> str:
     tokens = (recipe.get("base") or {}).get("max_tokens")
     cut = f" Texts are cut at {tokens} tokens." if tokens else ""
     if len(members) == 1:
-        made = f"One model, trained from {base} on {percent(members[0]['ratio'])} of {rows}."
+        scale = _chosen(summary).get("scale")
+        scaled = "" if scale in (None, 1.0) else f" It is {scale:.4g} of the way from there to where it ended."
+        made = f"One model, trained from {base} on {percent(members[0]['ratio'])} of {rows}.{scaled}"
     else:
         made = (
             f"{len(members)} members were trained from {base}, each on its own bag of {rows}, and merged into this one "

@@ -79,6 +79,7 @@ def test_limits_are_honest():
     assert "Nothing out-of-domain was measured" in write_card(example(ood=False), published_name="x")
     single = write_card(example(ratios=(1.0,)), published_name="x")
     assert "One model, trained from" in single
+    assert "It is 1.17 of the way from there to where it ended." in single
     assert "2 out-of-domain sets and on one run" in single
 
 
